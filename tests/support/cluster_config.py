@@ -45,12 +45,17 @@ def cluster_config(home: Path, port: int) -> Config:
             "t_settle_seconds": 10,
             "t_lag_seconds": 30,
             "debounce_seconds": 5,
+            "submit_timeout_seconds": 60,
         },
         "slurm": {
             "partition": "gpu",
             "gres": "gpu:1",
             "account": "mqi",
             "stages": {"interpret": {"partition": "cpu"}, "convert": {"partition": "cpu"}},
+        },
+        # A quarter of the default grid: a demonstration should not wait for bytes.
+        "moqui": {
+            "grid": {"size": [100, 100, 400], "spacing": [2, 2, 1], "position": [-100, -100, -380]},
         },
         "stages": {"python": "/usr/bin/python3", "engine": ["/opt/mqi-engine/tps_env"]},
     }
