@@ -1,0 +1,44 @@
+"""What a job's next task is, told from its stored state alone: the same after any restart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
+
+
+def task_of(tasks: Sequence[Task], kind: TaskType) -> Task:
+    """Return a job's task of a kind that it has once (all but BEAM_CALC)."""
+    return next(task for task in tasks if task.type is kind)
+
+
+def slurm_tasks(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks that Slurm runs: interpret, the beams, convert."""
+    return [task for task in tasks if task.type in STAGE_OF]
+
+
+def watched(job: Job, tasks: Sequence[Task]) -> bool:
+    """Whether the cluster is to be asked about a job: something of it may be in Slurm and is not judged."""
+    sent = job.submit_state in (SubmitState.SUBMITTING, SubmitState.STANDING, SubmitState.AMBIGUOUS)
+    return sent and any(not task.status.terminal for task in slurm_tasks(tasks))
+
+
+def next_task(job: Job, tasks: Sequence[Task]) -> Task | None:
+    """Return the task that is to be begun next, None where nothing is to be begun (now, or ever).
+
+    INTERPRET stands for the submission of the whole chain, of which it is the head. A chain that may
+    have been sent (SUBMITTING, AMBIGUOUS) is never sent again from here.
+    """
+    if job.submit_state is SubmitState.PLANNED:
+        return task_of(tasks, TaskType.UPLOAD)
+    if job.submit_state is SubmitState.UPLOADED:
+        return task_of(tasks, TaskType.INTERPRET)
+    if any(not task.status.terminal for task in slurm_tasks(tasks)):
+        return None
+    download = task_of(tasks, TaskType.DOWNLOAD)
+    return None if download.status.terminal else download
+
+
+def settled(tasks: Sequence[Task]) -> bool:
+    """Whether every task of a job has ended."""
+    return all(task.status is not TaskStatus.PENDING and task.status.terminal for task in tasks)

@@ -1,0 +1,46 @@
+"""From verdicts on tasks to the state of a job and of its case; and the exit code a person sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mqi_hpc.core.models import CaseStatus, JobStatus, Task, TaskStatus, TaskType
+
+
+def case_status(tasks: Sequence[Task]) -> CaseStatus:
+    """Return the status of a case whose newest job has `tasks`.
+
+    Anything live: processing. All beams done (or accepted) and delivered: completed. Some done: partial.
+    All cancelled: cancelled. Else failed. A suspect or lost task has ended; it is not done.
+    """
+    if not all(task.status.terminal for task in tasks):
+        return CaseStatus.PROCESSING
+    beams = [task.status for task in tasks if task.type is TaskType.BEAM_CALC]
+    done = [status for status in beams if status is TaskStatus.COMPLETED]
+    rest = [task.status for task in tasks if task.type is not TaskType.BEAM_CALC]
+    if done:
+        delivered = all(status is TaskStatus.COMPLETED for status in rest)
+        return CaseStatus.COMPLETED if delivered and len(done) == len(beams) else CaseStatus.PARTIAL
+    if beams and all(status is TaskStatus.CANCELLED for status in beams):
+        return CaseStatus.CANCELLED
+    return CaseStatus.FAILED
+
+
+def job_status(tasks: Sequence[Task]) -> JobStatus:
+    """Return the status of a job with `tasks`, in the words of jobs."""
+    if all(task.status is TaskStatus.PENDING for task in tasks):
+        return JobStatus.PENDING
+    return {
+        CaseStatus.PROCESSING: JobStatus.RUNNING,
+        CaseStatus.COMPLETED: JobStatus.COMPLETED,
+        CaseStatus.PARTIAL: JobStatus.PARTIAL,
+        CaseStatus.CANCELLED: JobStatus.CANCELLED,
+        CaseStatus.FAILED: JobStatus.FAILED,
+    }[case_status(tasks)]
+
+
+def exit_code(status: CaseStatus) -> int:
+    """Return the command's exit code for a case that has come to `status`: 0 fine, 3 partial, 1 not."""
+    if status is CaseStatus.COMPLETED:
+        return 0
+    return 3 if status is CaseStatus.PARTIAL else 1

@@ -1,0 +1,77 @@
+"""Pure parser of what submit.sh says: lines that bear its mark and nonce; all else is noise of the login."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from mqi_hpc.core.observation import MARK, NotParsed
+
+_RECEIPT = re.compile(r"(\S+) ([1-9]\d*) (\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A submission's receipt: Slurm job name, id, and the cluster's time (epoch s) when it was written."""
+
+    name: str
+    id: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The sbatch that gave no id: which stage, its exit code, its words."""
+
+    stage: str
+    exit_code: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitReport:
+    """What one run of submit.sh says. `code` None: it did not come to its end."""
+
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    failed: Failed | None = None
+    head: str | None = None
+    code: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def parse_receipt(line: str) -> Receipt:
+    """Return the receipt in a line `name id cluster-time`; raises NotParsed where it is none."""
+    match = _RECEIPT.match(line.strip())
+    if match is None:
+        raise NotParsed(f"receipt {line!r:.200}: not `name id time`")
+    return Receipt(match[1], int(match[2]), float(match[3]))
+
+
+def parse_submit(output: str, nonce: str) -> SubmitReport:
+    """Return what the lines with `nonce` say."""
+    prefix = f"{MARK}{nonce} "
+    receipts: dict[str, Receipt] = {}
+    words: dict[str, list[str]] = {}
+    failed: Failed | None = None
+    head, code, notes = None, None, []
+    for line in output.split("\n"):
+        if not line.startswith(prefix):
+            continue
+        kind, _, rest = line[len(prefix) :].rstrip("\r").partition(" ")
+        first, _, tail = rest.partition(" ")
+        if kind == "RECEIPT":
+            try:
+                receipts[first] = parse_receipt(tail)
+            except NotParsed as error:
+                notes.append(str(error))
+        elif kind == "SBATCH":
+            words.setdefault(first, []).append(tail)
+        elif kind == "FAILED" and tail.isdecimal():
+            failed = Failed(first, int(tail), tuple(words.get(first, [])))
+        elif kind == "HEAD":
+            head = rest
+        elif kind == "DONE" and rest.isdecimal():
+            code = int(rest)
+        elif kind == "NOTE":
+            notes.append(rest)
+    return SubmitReport(receipts=receipts, failed=failed, head=head, code=code, notes=tuple(notes))

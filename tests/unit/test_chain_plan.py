@@ -1,0 +1,198 @@
+"""The plan of a chain: names, options, arrays, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqi_hpc.core.chain_plan import (
+    DEFAULT_COMMENT,
+    MAX_BEAMS,
+    StageCall,
+    StageResources,
+    array_expression,
+    plan_calls,
+    plan_submissions,
+)
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError
+from mqi_hpc.core.models import Beam
+from mqi_hpc.core.observation import expand_array
+
+KEY = "abcdefghij12"
+FOLDER = f"/scratch/qa/{KEY}/j01"
+PLAIN = StageResources(partition=None, time="01:00:00", memory="4G", cpus=2)
+RESOURCES = {
+    "interpret": PLAIN,
+    "beams": StageResources(
+        partition="gpu", time="02:00:00", memory="8G", cpus=1, gres="gpu:1", extra=("--constraint=a100",)
+    ),
+    "convert": PLAIN,
+}
+
+
+def beams(*indices: int) -> list[Beam]:
+    return [
+        Beam(index=n, number=n + 3, name=f"G{n}", energies=(100.0,), input_digest="a" * 64, seed=n)
+        for n in indices
+    ]
+
+
+def calls(
+    *indices: int, folder: str = FOLDER, comment: str | None = "qa, room 5", gpu_count: int | None = None,
+    account: str | None = None, qos: str | None = None,
+) -> tuple[StageCall, ...]:  # fmt: skip
+    return plan_calls(
+        plan_submissions("i1", KEY, 1, beams(*(indices or (0, 1, 2)))),
+        RESOURCES,
+        folder=folder,
+        comment=comment,
+        account=account,
+        qos=qos,
+        gpu_count=gpu_count,
+    )
+
+
+@given(st.sets(st.integers(0, MAX_BEAMS - 1), min_size=1), st.none() | st.integers(1, 8))
+def test_an_expression_names_its_indices_and_fits_what_slurm_takes(
+    indices: set[int], throttle: int | None
+) -> None:
+    text = array_expression(indices, throttle)
+    assert expand_array(text) == tuple(sorted(indices))
+    assert len(text) <= 4096
+    assert text.endswith(f"%{throttle}") is (throttle is not None)
+
+
+def test_the_longest_expression_fits_what_slurm_takes() -> None:
+    assert len(array_expression(range(0, MAX_BEAMS, 2), 1000)) <= 4096
+
+
+@pytest.mark.parametrize(("indices", "throttle"), [([], None), ([-1, 0], None), ([0], 0), ([0], -1)])
+def test_an_array_of_nothing_is_refused(indices: list[int], throttle: int | None) -> None:
+    with pytest.raises(ValueError, match="an array has elements"):
+        array_expression(indices, throttle)
+
+
+def test_the_three_submissions_of_a_job() -> None:
+    found = plan_submissions("i1", KEY, 12, beams(5, 2))
+    assert [(s.stage, s.name, s.indices, s.slurm_id) for s in found] == [
+        ("interpret", f"mqi-i1-{KEY}-j12-interpret", (0,), None),
+        ("beams", f"mqi-i1-{KEY}-j12-beams", (2, 5), None),
+        ("convert", f"mqi-i1-{KEY}-j12-convert", (0,), None),
+    ]
+
+
+@pytest.mark.parametrize("indices", [(), (1, 1), (-1,), (0, MAX_BEAMS), range(MAX_BEAMS + 1)])
+def test_beams_that_are_no_array_are_refused_in_words(indices: tuple[int, ...]) -> None:
+    with pytest.raises(ProcessingError, match=rf"job j01 of {KEY}: .*cannot be one Slurm array.*1 to 1000"):
+        plan_submissions("i1", KEY, 1, beams(*indices))
+
+
+def test_many_indices_are_shown_by_their_ends() -> None:
+    with pytest.raises(ProcessingError, match=r"1001 beams with array indices 0 to 1000 cannot"):
+        plan_submissions("i1", KEY, 1, beams(*range(1001)))
+    with pytest.raises(
+        ProcessingError, match=r"8 beams with array indices \[1, 1, 1, 1, 1, 1, 1, 1\] cannot"
+    ):
+        plan_submissions("i1", KEY, 1, beams(*[1] * 8))
+
+
+def test_as_many_beams_as_an_array_holds_are_taken() -> None:
+    assert len(plan_submissions("i1", KEY, 1, beams(*range(MAX_BEAMS)))[1].indices) == MAX_BEAMS
+
+
+@pytest.mark.parametrize("instance", ["", "a" * 33, "x.y_z-1"])
+def test_names_have_the_form_slurm_keeps(instance: str) -> None:
+    for submission in plan_submissions(instance, KEY, 1, beams(0)):
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", submission.name)
+
+
+@pytest.mark.parametrize("instance", ["a" * 34, "a b", "a,b", "ä", "a\n", "$(id)"])
+def test_an_instance_that_makes_other_names_is_refused(instance: str) -> None:
+    with pytest.raises(ConfigurationError, match="instance id"):
+        plan_submissions(instance, KEY, 1, beams(0))
+
+
+def test_the_whole_chain() -> None:
+    interpret, array, convert = calls(0, 1, 2, gpu_count=2, account="physics", qos="low")
+    assert interpret == StageCall(
+        stage="interpret",
+        name=f"mqi-i1-{KEY}-j01-interpret",
+        options=(
+            "--account=physics",
+            "--qos=low",
+            "--cpus-per-task=2",
+            "--mem=4G",
+            "--time=01:00:00",
+            "--parsable",
+            f"--job-name=mqi-i1-{KEY}-j01-interpret",
+            "--comment=qa, room 5",
+            "--no-requeue",
+            "--export=NONE",
+            f"--chdir={FOLDER}",
+            f"--output={FOLDER}/logs/interpret-%A.log",
+            "--open-mode=append",
+            "--nodes=1",
+            "--ntasks=1",
+            "--hold",
+        ),
+        depends=None,
+        held=True,
+    )
+    assert array.options == (
+        "--constraint=a100",
+        "--partition=gpu",
+        "--account=physics",
+        "--qos=low",
+        "--gres=gpu:1",
+        "--cpus-per-task=1",
+        "--mem=8G",
+        "--time=02:00:00",
+        "--parsable",
+        f"--job-name=mqi-i1-{KEY}-j01-beams",
+        "--comment=qa, room 5",
+        "--no-requeue",
+        "--export=NONE",
+        f"--chdir={FOLDER}",
+        f"--output={FOLDER}/logs/beams-%A_%a.log",
+        "--open-mode=append",
+        "--nodes=1",
+        "--ntasks=1",
+        "--array=0-2%2",
+    )
+    assert (array.depends, array.held) == (("afterok", "interpret"), False)
+    assert (convert.depends, convert.held) == (("afterany", "beams"), False)
+    assert f"--output={FOLDER}/logs/convert-%A.log" in convert.options
+    assert [call.stage for call in (interpret, array, convert)] == ["interpret", "beams", "convert"]
+
+
+def test_only_the_head_is_held_only_beams_are_an_array_and_nothing_kills_by_itself() -> None:
+    for call in calls(4, 7):
+        assert ("--hold" in call.options) is (call.stage == "interpret")
+        assert any(o.startswith("--array=") for o in call.options) is (call.stage == "beams")
+        assert any(o.startswith("--gres=") for o in call.options) is (call.stage == "beams")
+        assert not any(o.startswith(("--kill-on-invalid-dep", "--dependency")) for o in call.options)
+
+
+@pytest.mark.parametrize(("gpus", "array"), [(None, "0-2"), (1, "0-2%1"), (3, "0-2%3"), (8, "0-2%3")])
+def test_the_throttle_is_the_budget_or_the_beams_whichever_is_less(gpus: int | None, array: str) -> None:
+    assert f"--array={array}" in calls(0, 1, 2, gpu_count=gpus)[1].options
+
+
+@pytest.mark.parametrize("comment", [None, ""])
+def test_without_a_comment_ours_says_who_this_is(comment: str | None) -> None:
+    assert f"--comment={DEFAULT_COMMENT}" in calls(0, comment=comment)[0].options
+
+
+@pytest.mark.parametrize("comment", ["two\nlines", "x" * 1024, "é" * 512, "\x1f"])
+def test_a_comment_slurm_would_not_keep_is_refused(comment: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"slurm\.comment"):
+        calls(0, comment=comment)
+
+
+@pytest.mark.parametrize("folder", ["scratch/j01", "/scratch/%j/j01", "/scratch\\x", "/scratch/\nj01", ""])
+def test_a_folder_slurm_would_read_in_another_way_is_refused(folder: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"paths\.remote_workspace"):
+        calls(0, folder=folder)
