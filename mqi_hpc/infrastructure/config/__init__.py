@@ -2,7 +2,7 @@
 
 from mqi_hpc.infrastructure.config.loader import ConfigLoader
 from mqi_hpc.infrastructure.config.models import AppConfig, SSHConfig
-from mqi_hpc.infrastructure.config.physics import MachineConfig, MoquiConfig
+from mqi_hpc.infrastructure.config.physics import MachineConfig, MoquiConfig, default_machines
 from mqi_hpc.infrastructure.config.slurm import SlurmConfig
 from mqi_hpc.infrastructure.config.validator import ConfigValidator
 
@@ -14,4 +14,5 @@ __all__ = [
     "MoquiConfig",
     "SSHConfig",
     "SlurmConfig",
+    "default_machines",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mqi_hpc.infrastructure.config.types import (
     Count,
@@ -53,8 +53,18 @@ class GridConfig(Section):
     """The dose grid, x, y, z."""
 
     size: Ints3 = Field(default=(200, 200, 400), description="Voxels.")
-    spacing: Sizes3 = Field(default=(2.0, 2.0, 1.0), description="Voxel size in mm.")
-    position: Numbers3 = Field(default=(-200.0, -200.0, -380.0), description="Position in mm.")
+    spacing: Sizes3 = Field(default=(2.0, 2.0, 1.0), description="Voxel size in whole mm.")
+    position: Numbers3 = Field(
+        default=(-200.0, -200.0, -380.0), description="Lower corner of the first voxel in whole mm."
+    )
+
+    @field_validator("spacing", "position")
+    @classmethod
+    def _whole(cls, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        # Public engine forks read them with atoi: 2.5 would silently become 2.
+        if any(value != int(value) for value in values):
+            raise ValueError("should be whole millimetres: the engine reads nothing else")
+        return values
 
 
 class MoquiConfig(Section):
