@@ -1,0 +1,5 @@
+"""The repositories of the specification, on SQLite."""
+
+from mqi_hpc.infrastructure.repositories.sqlite import CaseRepository, JobRepository, ResourceRepository
+
+__all__ = ["CaseRepository", "JobRepository", "ResourceRepository"]

@@ -1,0 +1,81 @@
+"""One instance at a time on a store, and a clean end on a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mqi_hpc.core.errors import LockHeld
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_KILLED_BY = 128
+
+
+class LifecycleManager:
+    """ILifecycleManager on an operating system's lock: it goes with its process, however that ends.
+
+    So a process id left behind, or used again by another program, means nothing.
+    """
+
+    def __init__(self, state_file: Path) -> None:
+        self._path = state_file.with_name(f"{state_file.name}.lock")
+        self._holder = state_file.with_name(f"{state_file.name}.lock.holder")
+        self._lock = FileLock(self._path, mode=0o600)
+        self._handlers: list[Callable[[], None]] = []
+        self._before: dict[signal.Signals, Any] = {}
+        self._asked = False
+
+    def acquire_lock(self) -> bool:
+        """Take the lock; raises LockHeld, saying by whom, where another process has it."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise LockHeld(
+                f"another mqi-hpc works on this store{self._who()}",
+                where=str(self._path),
+                fix="Wait until it has ended, or ask it to: kill -TERM",
+            ) from error
+        descriptor = os.open(self._holder, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"pid": os.getpid(), "command": Path(sys.argv[0]).name}, file)
+        return True
+
+    def release_lock(self) -> None:
+        """Give the lock back, and the signals their former handlers."""
+        for number, former in self._before.items():
+            signal.signal(number, former)
+        self._before.clear()
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()
+
+    def register_shutdown_handler(self, handler: Callable[[], None]) -> None:
+        """Call `handler` when asked to end (SIGTERM, SIGINT); asked a second time, end at once."""
+        self._handlers.append(handler)
+        if not self._before:
+            for number in _ENDING:
+                self._before[number] = signal.signal(number, self._asked_to_end)
+
+    def _asked_to_end(self, number: int, _: FrameType | None) -> None:
+        if self._asked:
+            sys.exit(_KILLED_BY + number)
+        self._asked = True
+        for handler in self._handlers:
+            handler()
+
+    def _who(self) -> str:
+        try:
+            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            return f" (process {holder['pid']}, {holder['command']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            # It has not yet said who it is, or has just ended: the lock alone counts.
+            return ""

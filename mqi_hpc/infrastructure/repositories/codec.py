@@ -1,0 +1,28 @@
+"""Cases, jobs and tasks to JSON and back; what does not fit is refused."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from mqi_hpc.core.errors import StateError
+from mqi_hpc.core.models import Case, Job, Task
+
+Model = TypeVar("Model", Case, Job, Task)
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Case, Job, Task)}
+
+
+def encode(value: Case | Job | Task) -> str:
+    """Return a value as JSON."""
+    return _ADAPTERS[type(value)].dump_json(value).decode()
+
+
+def decode(kind: type[Model], text: str) -> Model:
+    """Return the value in `text`; raises StateError where it is none of its kind."""
+    try:
+        value: Model = _ADAPTERS[kind].validate_json(text)
+    except ValidationError as error:
+        raise StateError(f"a stored {kind.__name__} cannot be read: {error}") from error
+    return value

@@ -1,0 +1,127 @@
+"""Cases, jobs, tasks and holdings as rows: explicit columns for what is asked for, JSON for the rest."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+
+from mqi_hpc.core.models import Case, Job, Task, TaskType
+from mqi_hpc.infrastructure.repositories.codec import decode, encode
+
+_KINDS = list(TaskType)
+
+
+class CaseRepository:
+    """ICaseRepository on a connection with an open transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def get(self, case_id: str) -> Case | None:
+        """Return a case, None where there is none."""
+        row = self._db.execute("SELECT body FROM cases WHERE case_id=?", [case_id]).fetchone()
+        return None if row is None else decode(Case, row[0])
+
+    def put(self, case: Case) -> None:
+        """Keep a case, new or changed."""
+        self._db.execute(
+            "INSERT INTO cases VALUES (:id, :site, :instance, :label, :status, :folder, :at, :body)"
+            " ON CONFLICT (case_id) DO UPDATE SET label=:label, status=:status, folder=:folder, body=:body",
+            {
+                "id": case.case_id,
+                "site": case.site,
+                "instance": case.instance,
+                "label": case.label,
+                "status": str(case.status),
+                "folder": case.folder,
+                "at": case.created_at.timestamp(),
+                "body": encode(case),
+            },
+        )
+
+    def all(self) -> list[Case]:
+        """Return all cases, oldest first."""
+        rows = self._db.execute("SELECT body FROM cases ORDER BY created_at, case_id")
+        return [decode(Case, body) for (body,) in rows]
+
+
+class JobRepository:
+    """IJobRepository on a connection with an open transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def get(self, job_id: str) -> Job | None:
+        """Return a job, None where there is none."""
+        row = self._db.execute("SELECT body FROM jobs WHERE job_id=?", [job_id]).fetchone()
+        return None if row is None else decode(Job, row[0])
+
+    def put(self, job: Job) -> None:
+        """Keep a job, new or changed."""
+        self._db.execute(
+            "INSERT INTO jobs VALUES (:id, :case, :number, :name, :status, :state, :body)"
+            " ON CONFLICT (job_id) DO UPDATE SET status=:status, submit_state=:state, body=:body",
+            {
+                "id": job.job_id,
+                "case": job.case_id,
+                "number": int(job.name[1:]),
+                "name": job.name,
+                "status": str(job.status),
+                "state": str(job.submit_state),
+                "body": encode(job),
+            },
+        )
+
+    def of_case(self, case_id: str) -> list[Job]:
+        """Return a case's jobs, j01 first."""
+        rows = self._db.execute("SELECT body FROM jobs WHERE case_id=? ORDER BY number", [case_id])
+        return [decode(Job, body) for (body,) in rows]
+
+    def tasks(self, job_id: str) -> list[Task]:
+        """Return a job's tasks in the order of their kinds, then of their indices."""
+        rows = self._db.execute("SELECT body FROM tasks WHERE job_id=? ORDER BY kind, number", [job_id])
+        return [decode(Task, body) for (body,) in rows]
+
+    def put_task(self, task: Task) -> None:
+        """Keep a task, new or changed."""
+        self._db.execute(
+            "INSERT INTO tasks VALUES (:id, :job, :kind, :number, :status, :body)"
+            " ON CONFLICT (task_id) DO UPDATE SET status=:status, body=:body",
+            {
+                "id": task.task_id,
+                "job": task.job_id,
+                "kind": _KINDS.index(task.type),
+                "number": task.index,
+                "status": str(task.status),
+                "body": encode(task),
+            },
+        )
+
+    def files(self, job_id: str) -> dict[str, bytes]:
+        """Return the files rendered for a job, by path."""
+        rows = self._db.execute("SELECT path, content FROM files WHERE job_id=? ORDER BY path", [job_id])
+        return {path: bytes(content) for path, content in rows}
+
+    def put_files(self, job_id: str, files: Mapping[str, bytes]) -> None:
+        """Keep the files rendered for a job; they replace those there were."""
+        self._db.execute("DELETE FROM files WHERE job_id=?", [job_id])
+        self._db.executemany(
+            "INSERT INTO files VALUES (?, ?, ?)", [(job_id, path, text) for path, text in files.items()]
+        )
+
+
+class ResourceRepository:
+    """IResourceRepository on a connection with an open transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def holdings(self) -> dict[str, int]:
+        """Return how many slots each job holds."""
+        return dict(self._db.execute("SELECT job_id, slots FROM holdings ORDER BY job_id").fetchall())
+
+    def hold(self, job_id: str, count: int) -> None:
+        """Set how many slots a job holds; 0 gives them back."""
+        self._db.execute("DELETE FROM holdings WHERE job_id=?", [job_id])
+        if count:
+            self._db.execute("INSERT INTO holdings VALUES (?, ?)", [job_id, count])

@@ -1,0 +1,97 @@
+"""Who this installation is: an id and a secret beside the state file, which survive the loss of the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import string
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mqi_hpc.core.errors import StateError
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_ID = re.compile(r"[a-z][a-z0-9]{5}\Z")
+_SECRET_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The id stands in Slurm job names and the workspace's .owner; of the secret case keys are made."""
+
+    id: str
+    secret: bytes = field(repr=False)
+
+
+def instance_file(state_file: Path) -> Path:
+    """Return where the identity of a store is kept."""
+    return state_file.with_name(f"{state_file.name}.instance")
+
+
+def load_or_create_instance(state_file: Path) -> Instance:
+    """Return the identity beside `state_file`, made at the first call; two first calls agree.
+
+    Raises StateError where it cannot be read or written, or others may read it.
+    """
+    path = instance_file(state_file)
+    try:
+        if not path.exists():
+            _create(path)
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise StateError(
+                f"others may read the instance's secret (mode {mode:03o})",
+                where=str(path),
+                fix=f"chmod 600 {path}",
+            )
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StateError(
+            f"the instance file cannot be used: {error.strerror}",
+            where=str(path),
+            fix="app.state_file says where it lies; its folder must be writable",
+        ) from error
+    return _parse(text, path)
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    first = secrets.choice(string.ascii_lowercase)
+    identity = first + "".join(secrets.choice(_ALPHABET) for _ in range(5))
+    text = json.dumps({"id": identity, "secret": secrets.token_hex(_SECRET_BYTES)})
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # The first starter wins, for ever.
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _parse(text: str, path: Path) -> Instance:
+    try:
+        value = json.loads(text)
+        identity, secret = value["id"], bytes.fromhex(value["secret"])
+        whole = len(value) == 2 and _ID.match(identity) and len(secret) == _SECRET_BYTES
+    except (ValueError, TypeError, KeyError):
+        whole = None
+    if not whole:
+        raise StateError(
+            "the instance file is damaged",
+            where=str(path),
+            fix="Bring it back from a backup: without it the cases on the cluster are not found again",
+        )
+    return Instance(identity, secret)
