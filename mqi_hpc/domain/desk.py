@@ -1,0 +1,108 @@
+"""One job as the loop works on it: read whole, changed whole, in one transaction with its events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from mqi_hpc.core.errors import StateError
+from mqi_hpc.core.interfaces import IStore, IUnit
+from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus
+from mqi_hpc.core.outcome import case_status
+from mqi_hpc.services.case_service import CaseService
+from mqi_hpc.services.job_service import JobService
+
+_log = structlog.get_logger("mqi_hpc.case")
+
+Listener = Callable[[str, str], None]
+"""Told of what happens: (case id, text for a person)."""
+
+
+@dataclass(slots=True)
+class OpenJob:
+    """A job under change. Tell `notes` what a person should hear once the change stands."""
+
+    unit: IUnit
+    case: Case
+    job: Job
+    tasks: list[Task]
+    notes: list[str] = field(default_factory=list)
+
+    def put_task(self, task: Task, why: str = "") -> None:
+        """Keep a changed task, with an event where its status or phase is another."""
+        at = next(n for n, old in enumerate(self.tasks) if old.task_id == task.task_id)
+        before, self.tasks[at] = self.tasks[at], task
+        self.unit.jobs.put_task(task)
+        if (before.status, before.phase, before.detail) != (task.status, task.phase, task.detail):
+            data = {"task": task.task_id, "from": before.status, "to": task.status, "phase": task.phase}
+            self.unit.event("task", self.case.case_id, {**data, "detail": task.detail, "why": why})
+            # Details may name files, and so a patient: they stay in the store.
+            _log.info(
+                "task", **self.job.log_context(), task=task.task_id, status=task.status, phase=task.phase
+            )
+
+    def put_job(self, job: Job) -> None:
+        """Keep a changed job."""
+        self.job = job
+        self.unit.jobs.put(job)
+
+    def mark(self, state: SubmitState, why: str) -> None:
+        """Record how far the submission has come, with an event."""
+        self.put_job(self.job.evolve(submit_state=state, refusal=why or None))
+        ids = {s.stage: s.slurm_id for s in self.job.submissions}
+        data = {"job": self.job.name, "to": state, "why": why, "ids": ids}
+        self.unit.event("submission", self.case.case_id, data)
+        _log.info("submission", **self.job.log_context(), state=state, slurm_ids=ids)
+
+    def end_all(self, why: str) -> None:
+        """End every task that has not ended: nothing of this job will run any more."""
+        for task in list(self.tasks):
+            if not task.status.terminal:
+                self.put_task(task.evolve(status=TaskStatus.FAILED, phase="not begun", detail=why))
+
+
+class Desk:
+    """Opens jobs for a change, and brings job and case in line with their tasks when it is done."""
+
+    def __init__(self, store: IStore, cases: CaseService, jobs: JobService, listener: Listener) -> None:
+        self._store = store
+        self._cases = cases
+        self._jobs = jobs
+        self._listener = listener
+
+    @contextmanager
+    def open(self, job_id: str) -> Iterator[OpenJob]:
+        """Open a job; what is changed in the block stands together with its events, or not at all."""
+        with self._store.transaction() as unit:
+            job = unit.jobs.get(job_id)
+            case = None if job is None else unit.cases.get(job.case_id)
+            if job is None or case is None:
+                raise StateError(f"job {job_id!r} has gone from the store")
+            work = OpenJob(unit, case, job, unit.jobs.tasks(job_id))
+            yield work
+            work.job = self._jobs.settle(unit, work.job, work.tasks)
+            attention = attention_of(work.job, work.tasks)
+            work.case = self._cases.set_status(unit, work.case, case_status(work.tasks), attention)
+        for text in work.notes:
+            self._listener(case.case_id, text)
+
+    def tell(self, case_id: str, text: str) -> None:
+        """Tell the listener something that changes nothing in the store."""
+        self._listener(case_id, text)
+
+
+def attention_of(job: Job, tasks: Sequence[Task]) -> str | None:
+    """Return why a person should look at a job, None where nobody need."""
+    if job.submit_state is SubmitState.AMBIGUOUS:
+        return job.refusal or "whether the chain was submitted is not known"
+    for task in tasks:
+        if task.status in (TaskStatus.SUSPECT, TaskStatus.LOST) or task.phase in ATTENTION_PHASES:
+            return f"{task.type} {task.index}: {task.phase}{f': {task.detail}' if task.detail else ''}"
+    return None
+
+
+ATTENTION_PHASES = frozenset({"held", "unknown", "unreadable", "waiting", "no space"})
+"""Phases of a task in which nothing goes on without a person."""

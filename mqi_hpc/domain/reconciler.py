@@ -1,0 +1,232 @@
+"""Evidence in, changed tasks out: what each witness says of each task, judged by the table of verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mqi_hpc.core.models import STAGE_OF, Job, Submission, Task, TaskStatus, TaskType
+from mqi_hpc.core.next_task import task_of
+from mqi_hpc.core.observation import Row, belongs, newest
+from mqi_hpc.core.readings import Limits, Reading, TableRow, Timer, Witness
+from mqi_hpc.core.slurm_states import LIVE
+from mqi_hpc.core.verdicts import Verdict, judge
+from mqi_hpc.domain.evidence import Evidence
+from mqi_hpc.records.chain import Chain
+from mqi_hpc.records.form import FormatError
+from mqi_hpc.records.result import Expected, decode_record, faults
+from mqi_hpc.records.status import StatusLine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A task after a poll: what it was, what it is, and the verdict and reading that made it so."""
+
+    before: Task
+    after: Task
+    verdict: Verdict
+    reading: Reading
+
+    @property
+    def changed(self) -> bool:
+        """Whether more than the timer has changed: an event is due."""
+        a, b = self.before, self.after
+        return (a.status, a.phase, a.detail) != (b.status, b.phase, b.detail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciliation:
+    """What a poll means for one job.
+
+    `unseen`: a task is not live in the queue, so accounting is to be asked next time. `dead_stages`
+    wait for a dependency that can never be met, in the order in which they must be cancelled. `ghosts`
+    are jobs (name, id) under our exact name that no receipt names.
+    """
+
+    judged: tuple[Judged, ...]
+    unseen: bool
+    dead_stages: tuple[str, ...]
+    ghosts: tuple[tuple[str, int], ...]
+
+
+class Reconciler:
+    """Judges the tasks of a job by what one poll said of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def reconcile(
+        self, job: Job, chain: Chain, tasks: Sequence[Task], evidence: Evidence, elapsed: float
+    ) -> Reconciliation:
+        """Return what the poll means; `elapsed` is the time (s) since the last poll, 0 for the first.
+
+        Terminal tasks are not judged again: a verdict is kept.
+        """
+        judged = []
+        unseen = False
+        interpret = task_of(tasks, TaskType.INTERPRET)
+        for task in tasks:
+            if task.type not in STAGE_OF or task.status.terminal:
+                continue
+            reading = self._reading(job, chain, task, evidence, _failed(interpret))
+            if reading is None or (reading.queue_good and reading.live is None):
+                unseen = True
+            if reading is None:
+                continue
+            timer = Timer(row=task.row, waited=task.waited, polls=task.polls)
+            verdict = judge(reading, timer, elapsed, self._limits)
+            after = _after(task, reading, verdict, evidence, job)
+            judged.append(Judged(before=task, after=after, verdict=verdict, reading=reading))
+            if task is interpret:
+                interpret = after
+        return Reconciliation(
+            judged=tuple(judged),
+            unseen=unseen,
+            dead_stages=_dead_stages(job, evidence.queue or ()),
+            ghosts=_ghosts(job, evidence.queue or ()),
+        )
+
+    def _reading(
+        self, job: Job, chain: Chain, task: Task, evidence: Evidence, interpret_failed: bool
+    ) -> Reading | None:
+        """Return what the witnesses say of a task; None where it cannot be asked yet."""
+        stage = STAGE_OF[task.type]
+        submission = job.submission(stage)
+        if submission.slurm_id is None:
+            return None
+        if evidence.queue is None:
+            return Reading(queue_good=False)
+        live, ended = _slurm_rows(submission, task, evidence)
+        if live is None and ended is None and not evidence.asked_accounting:
+            return None
+        lines = evidence.status(job.job_id)
+        line = (lines or {}).get((stage, task.index))
+        expected = Expected(
+            chain=chain,
+            stage=stage,
+            index=task.index,
+            array_id=submission.slurm_id,
+            restart=line.restart if line is not None else 0,
+        )
+        witness, why = _witness(task.task_id, evidence, expected)
+        return Reading(
+            queue_good=True,
+            live=None if live is None else live.word,
+            reason="" if live is None or live.reason == "None" else live.reason,
+            accounting=evidence.accounting,
+            word=None if ended is None else ended.word,
+            by_uid=None if ended is None else ended.by_uid,
+            record=witness,
+            exit_code=line.exit_code if line is not None else None,
+            status_good=lines is not None,
+            cancelled_by_us=stage in job.cancelled,
+            interpret_failed=interpret_failed and stage != "interpret",
+            slurm_exit="" if ended is None else ended.exit_code,
+            node=_node(live, ended, line),
+            why_invalid=why,
+        )
+
+
+def _slurm_rows(submission: Submission, task: Task, evidence: Evidence) -> tuple[Row | None, Row | None]:
+    """Return the row that shows a task unfinished in the queue, and the newest that shows its end."""
+    index = task.index if task.type is TaskType.BEAM_CALC else None
+    queue, accounted = (
+        tuple(
+            row
+            for row in rows
+            if belongs(
+                row,
+                name=submission.name,
+                job=submission.slurm_id or 0,
+                task=index,
+                cluster_time=submission.cluster_time or 0.0,
+            )
+        )
+        for rows in (evidence.queue or (), evidence.accounted)
+    )
+    in_queue = newest(queue)
+    if in_queue is not None and not in_queue.terminal:
+        return in_queue, None
+    # Accounting lags behind the queue: a row that says "not ended" does not outweigh one that says how.
+    last = max((row.submit or 0.0 for row in (*queue, *accounted)), default=0.0)
+    ended = newest(
+        tuple(row for row in (*queue, *accounted) if row.word not in LIVE and (row.submit or 0.0) >= last)
+    )
+    return None, ended
+
+
+def _witness(task_id: str, evidence: Evidence, expected: Expected) -> tuple[Witness, str]:
+    """Return what the task's own record says, and why it is invalid where it is."""
+    section = evidence.record(task_id)
+    if section is None:
+        return Witness.UNREADABLE, ""
+    if section.exit_code != 0:
+        return Witness.ABSENT, ""
+    sizes = evidence.listing(task_id)
+    if sizes is None:
+        return Witness.UNREADABLE, ""
+    try:
+        found = faults(decode_record(section.text), expected, sizes)
+    except FormatError as error:
+        found = [str(error)]
+    if found:
+        return Witness.INVALID, f"its record is not valid: {'; '.join(found)}"
+    return Witness.VALID, ""
+
+
+def _after(task: Task, reading: Reading, verdict: Verdict, evidence: Evidence, job: Job) -> Task:
+    timer = {"row": verdict.timer.row, "waited": verdict.timer.waited, "polls": verdict.timer.polls}
+    if verdict.row is TableRow.NONE:
+        return task.evolve(**timer)
+    section = evidence.record(task.task_id)
+    valid = reading.record is Witness.VALID and section is not None
+    detail = verdict.detail
+    if verdict.phase == "running":
+        lines = evidence.status(job.job_id) or {}
+        line = lines.get((STAGE_OF[task.type], task.index))
+        detail = line.text if line is not None else detail
+    return task.evolve(
+        status=verdict.status,
+        phase=verdict.phase,
+        detail=detail,
+        **timer,
+        slurm=reading.word or reading.live or task.slurm,
+        slurm_exit=reading.slurm_exit or task.slurm_exit,
+        node=reading.node or task.node,
+        exit_code=reading.exit_code,
+        noted=verdict.noted or task.noted,
+        record=section.text if valid and section is not None else None,
+    )
+
+
+def _failed(interpret: Task) -> bool:
+    return interpret.status.terminal and interpret.status is not TaskStatus.COMPLETED
+
+
+def _dead_stages(job: Job, queue: Sequence[Row]) -> tuple[str, ...]:
+    """Return the stages to cancel, convert first: with the array gone, `afterany` would let it run."""
+    dead: set[str] = set()
+    for stage, takes in (("beams", ("convert", "beams")), ("convert", ("convert",))):
+        submission = job.submission(stage)
+        if any(
+            row.reason == "DependencyNeverSatisfied" and row.word == "PENDING"
+            for row in queue
+            if row.name == submission.name and row.job == submission.slurm_id
+        ):
+            dead.update(takes)
+    return tuple(stage for stage in ("convert", "beams") if stage in dead)
+
+
+def _ghosts(job: Job, queue: Sequence[Row]) -> tuple[tuple[str, int], ...]:
+    ids: Mapping[str, int | None] = {s.name: s.slurm_id for s in job.submissions}
+    found = {
+        (row.name, row.job)
+        for row in queue
+        if row.name in ids and not row.terminal and ids[row.name] not in (None, row.job)
+    }
+    return tuple(sorted(found))
+
+
+def _node(live: Row | None, ended: Row | None, line: StatusLine | None) -> str:
+    named = [row.node for row in (live, ended) if row is not None and row.node]
+    return named[0] if named else (line.node if line is not None else "")

@@ -1,0 +1,105 @@
+"""What a run of submit.sh means for its job: it stands, is refused, waits, or nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mqi_hpc.core.effects import Completion, Submit
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.models import STAGES, SubmitState, TaskStatus, TaskType
+from mqi_hpc.core.next_task import slurm_tasks, task_of
+from mqi_hpc.core.sbatch_errors import ErrorKind, classify
+from mqi_hpc.core.submission import Receipt, parse_submit
+from mqi_hpc.domain.desk import OpenJob
+
+Cancels = tuple[tuple[str, int], ...]
+"""Jobs to cancel, (name, id), in this order."""
+
+
+def adopt(work: OpenJob, receipts: Mapping[str, Receipt]) -> bool:
+    """Take the ids of receipts into the job; True when all three stand.
+
+    Raises ProcessingError where a receipt names another submission than ours.
+    """
+    submissions = []
+    for submission in work.job.submissions:
+        receipt = receipts.get(submission.stage)
+        if receipt is not None and receipt.name != submission.name:
+            raise ProcessingError(
+                f"the receipt of {submission.stage} names {receipt.name!r}, not {submission.name!r}"
+            )
+        if receipt is not None:
+            submission = submission.evolve(slurm_id=receipt.id, cluster_time=receipt.time)  # noqa: PLW2901
+        submissions.append(submission)
+    work.put_job(work.job.evolve(submissions=tuple(submissions)))
+    return all(s.slurm_id is not None for s in submissions)
+
+
+def stands(work: OpenJob) -> None:
+    """Record that the chain stands: its tasks are Slurm's now."""
+    ids = {s.stage: s.slurm_id for s in work.job.submissions}
+    work.mark(SubmitState.STANDING, "")
+    for task in slurm_tasks(work.tasks):
+        if not task.status.terminal:
+            work.put_task(task.evolve(status=TaskStatus.RUNNING, phase="queued", detail=""))
+    work.notes.append("submitted: " + ", ".join(f"{stage} {ids[stage]}" for stage in STAGES))
+
+
+def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple[float | None, Cancels]:
+    """Bring a job in line with what its submit.sh said.
+
+    Returns when to try again (0: with the usual backoff, None: not) and what to cancel. Only a
+    submission that is known not to have happened is tried again; an ambiguous one is held.
+    """
+    report = parse_submit(completion.output, effect.nonce)
+    if completion.error is not None and not completion.uncertain:
+        _back(work, completion.error)
+        return 0.0, ()
+    complete = adopt(work, report.receipts)
+    if complete and report.code == 0:
+        stands(work)
+        return None, ()
+    if report.failed is not None and report.code is not None:
+        error = classify(report.failed.lines, report.failed.exit_code)
+        if error.kind in (ErrorKind.TRANSIENT, ErrorKind.BACKPRESSURE):
+            _back(work, f"Slurm: {error.text}")
+            return 0.0, ()
+        if error.kind is ErrorKind.PERMANENT:
+            return None, _refuse(work, f"Slurm refuses {report.failed.stage}: {error.text}")
+        ambiguous(work, f"sbatch of {report.failed.stage}: {error.text}")
+    elif report.head is not None:
+        ambiguous(work, f"the chain's head is not as its receipt says: {report.head}")
+    elif completion.error is not None:
+        ambiguous(work, f"the reply was lost: {completion.error}")
+    else:
+        words = " ".join(completion.output.split())[-300:]
+        ambiguous(work, f"submit.sh ended with {completion.exit_code}: {words or 'it said nothing'}")
+    return None, ()
+
+
+def ambiguous(work: OpenJob, why: str) -> None:
+    """Record that it is not known what was submitted: held for attention, looked for, never retried."""
+    work.mark(SubmitState.AMBIGUOUS, f"what was submitted is not known: {why}")
+    work.notes.append(f"held: {work.job.refusal}")
+
+
+def _back(work: OpenJob, why: str) -> None:
+    """Record that nothing was submitted and that it is to be tried again."""
+    work.mark(SubmitState.UPLOADED, "")
+    head = task_of(work.tasks, TaskType.INTERPRET)
+    work.put_task(head.evolve(status=TaskStatus.PENDING, phase="deferred", detail=why))
+    work.notes.append(f"not submitted yet: {why}")
+
+
+def _refuse(work: OpenJob, why: str) -> Cancels:
+    placed = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions if s.slurm_id is not None}
+    work.mark(SubmitState.REFUSED, why)
+    work.end_all(why)
+    work.notes.append(why)
+    return tuple(
+        (name, slurm_id)
+        for stage in reversed(STAGES)
+        if stage in placed
+        for name, slurm_id in [placed[stage]]
+        if slurm_id is not None
+    )

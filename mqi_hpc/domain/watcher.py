@@ -1,0 +1,157 @@
+"""Looks at the cluster for all jobs at once, and brings each job in line with what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mqi_hpc.core.effects import Completion, JobQuery, Observe
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.interfaces import IStore
+from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.next_task import slurm_tasks, watched
+from mqi_hpc.core.submission import parse_receipt
+from mqi_hpc.domain.desk import Desk, OpenJob
+from mqi_hpc.domain.evidence import Evidence, read_evidence
+from mqi_hpc.domain.reconciler import Reconciler
+from mqi_hpc.domain.submitter import Cancels, adopt, ambiguous, stands
+from mqi_hpc.records.chain import Chain, decode_chain
+from mqi_hpc.records.form import FormatError
+from mqi_hpc.records.layout import CHAIN, output_folder
+from mqi_hpc.services.job_service import JobService
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a poll led to: whether anything changed, what to cancel of which job, and what went wrong."""
+
+    changed: bool
+    cancels: tuple[tuple[str, Cancels], ...]
+    notes: tuple[str, ...]
+    good: bool
+
+
+class Watcher:
+    """Plans polls and applies them."""
+
+    def __init__(
+        self, store: IStore, desk: Desk, jobs: JobService, reconciler: Reconciler, *, accounting: str
+    ) -> None:
+        self._store = store
+        self._desk = desk
+        self._jobs = jobs
+        self._reconciler = reconciler
+        self._accounting = accounting
+        self._chains: dict[str, Chain] = {}
+        self._unseen: set[str] = set()
+
+    def plan(self, case_ids: Sequence[str], nonce: str) -> Observe | None:
+        """Return one look at all jobs of these cases that are in Slurm's hands, None where none is."""
+        queries = []
+        sacct_ids: set[int] = set()
+        with self._store.transaction() as unit:
+            for case_id in case_ids:
+                case = unit.cases.get(case_id)
+                for job in unit.jobs.of_case(case_id):
+                    tasks = unit.jobs.tasks(job.job_id)
+                    if case is None or not watched(job, tasks):
+                        continue
+                    queries.append(self._query(case, job, tasks))
+                    if job.job_id in self._unseen and self._accounting != "off":
+                        sacct_ids.update(s.slurm_id for s in job.submissions if s.slurm_id is not None)
+        if not queries:
+            return None
+        return Observe(nonce=nonce, jobs=tuple(queries), sacct_ids=tuple(sorted(sacct_ids)))
+
+    def apply(self, effect: Observe, completion: Completion, elapsed: float) -> Seen:
+        """Bring the looked-at jobs in line with what was seen, each in a transaction of its own."""
+        evidence = read_evidence(
+            completion.output, effect.nonce, asked=bool(effect.sacct_ids), accounting=self._accounting
+        )
+        changed = False
+        cancels = []
+        for query in effect.jobs:
+            with self._desk.open(query.ref) as work:
+                before = list(work.tasks), work.job
+                wanted = self._apply_to(work, evidence, elapsed)
+                if wanted:
+                    cancels.append((query.ref, wanted))
+                changed = changed or _differs(before, (work.tasks, work.job))
+        return Seen(
+            changed=changed, cancels=tuple(cancels), notes=evidence.notes, good=evidence.queue is not None
+        )
+
+    def _query(self, case: Case, job: Job, tasks: Sequence[Task]) -> JobQuery:
+        return JobQuery(
+            ref=job.job_id,
+            folder=self._jobs.folder(case.case_id, job.name),
+            records=tuple(
+                (task.task_id, output_folder(STAGE_OF[task.type], _number(case, task)))
+                for task in slurm_tasks(tasks)
+                if not task.status.terminal
+            ),
+        )
+
+    def _apply_to(self, work: OpenJob, evidence: Evidence, elapsed: float) -> Cancels:
+        job_id = work.job.job_id
+        if work.job.submit_state is not SubmitState.STANDING and not _adopted(work, evidence):
+            return ()
+        found = self._reconciler.reconcile(work.job, self._chain(work), work.tasks, evidence, elapsed)
+        if found.unseen:
+            self._unseen.add(job_id)
+        elif evidence.queue is not None:
+            self._unseen.discard(job_id)
+        for judged in found.judged:
+            work.put_task(judged.after, why=judged.verdict.timer.row)
+            if judged.changed:
+                work.notes.append(sentence(work.case, judged.after))
+        ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}
+        dead = [(name, slurm_id) for name, slurm_id in map(ids.__getitem__, found.dead_stages)]
+        return tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None) + found.ghosts
+
+    def _chain(self, work: OpenJob) -> Chain:
+        job_id = work.job.job_id
+        if job_id not in self._chains:
+            self._chains[job_id] = decode_chain(work.unit.jobs.files(job_id)[CHAIN].decode())
+        return self._chains[job_id]
+
+
+def sentence(case: Case, task: Task) -> str:
+    """Return a task's state as a person reads it."""
+    who = f"beam {case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else str(task.type)
+    where = f" on {task.node}" if task.node and not task.status.terminal else ""
+    tail = f" ({task.detail})" if task.detail else ""
+    noted = f" [{task.noted}]" if task.noted and task.status is TaskStatus.COMPLETED else ""
+    return f"{who}: {task.phase}{where}{tail}{noted}"
+
+
+def _adopted(work: OpenJob, evidence: Evidence) -> bool:
+    """Whether a chain of unknown fate is found to stand after all: receipts there, head not held."""
+    lines = evidence.receipts(work.job.job_id)
+    if lines is None or evidence.queue is None:
+        return False
+    try:
+        receipts = {stage: parse_receipt(line) for stage, line in lines.items() if stage in STAGE_OF.values()}
+        complete = adopt(work, receipts)
+    except (FormatError, ProcessingError) as error:
+        ambiguous(work, str(error))
+        return False
+    head = work.job.submission("interpret")
+    held = any(
+        row.reason.startswith("JobHeld")
+        for row in evidence.queue
+        if row.name == head.name and row.job == head.slurm_id
+    )
+    if not complete or held:
+        return False
+    stands(work)
+    return True
+
+
+def _number(case: Case, task: Task) -> int:
+    return case.beams[task.index].number if task.type is TaskType.BEAM_CALC else 0
+
+
+def _differs(before: tuple[Sequence[Task], Job], after: tuple[Sequence[Task], Job]) -> bool:
+    same = all((a.status, a.phase) == (b.status, b.phase) for a, b in zip(before[0], after[0], strict=True))
+    return not same or before[1].submit_state is not after[1].submit_state

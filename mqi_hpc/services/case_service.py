@@ -1,0 +1,211 @@
+"""Registers cases: a folder is read once, its identity is fixed, and it gets a key and a label for ever."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePath
+
+from mqi_hpc.core.errors import ProcessingError, RejectedCase
+from mqi_hpc.core.intake import Fraction, IntakeResult, Rejected, identity, input_files
+from mqi_hpc.core.interfaces import ICaseReader, IClock, IStore, IUnit
+from mqi_hpc.core.models import Beam, Case, CaseStatus, InputFile, case_key
+from mqi_hpc.records.manifest import subset_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a folder gave: the cases it holds (new ones and known ones), and what was refused."""
+
+    cases: tuple[Case, ...]
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...]
+
+
+class CaseService:
+    """Finds, checks and keeps cases (ICaseService)."""
+
+    def __init__(
+        self, store: IStore, reader: ICaseReader, clock: IClock, *, site: str, scan_root: str, seed_base: int
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._clock = clock
+        self._site = site
+        self._scan_root = scan_root
+        self._seed_base = seed_base
+
+    def register(self, folder: str, chosen: Sequence[str] | None = None) -> Registration:
+        """Read a case folder and store every complete fraction of it; a known one is found again.
+
+        `chosen` groups deliveries by hand. Raises RejectedCase, with all faults, where it holds none.
+        """
+        found = self._reader.read(folder, chosen=chosen, now=self._clock.now())
+        if not found.fractions:
+            raise _refusal(folder, found)
+        notes = [f"set-up delivery {name!r} is ignored" for name in found.ignored_setup]
+        notes += [waiting.reason for waiting in found.waiting]
+        cases = []
+        with self._store.transaction() as unit:
+            for fraction in found.fractions:
+                case = self._keep(unit, folder, fraction)
+                cases.append(case)
+                if case.identity != identity(fraction):
+                    notes.append(
+                        f"{case.label}: files have turned up since it was registered; it stays as it was"
+                    )
+        return Registration(tuple(cases), tuple(found.rejected), tuple(notes))
+
+    def preview(self, folder: str, chosen: Sequence[str] | None = None) -> tuple[Case, ...]:
+        """Return the cases a folder would be registered as, and keep nothing. Raises RejectedCase."""
+        found = self._reader.read(folder, chosen=chosen, now=self._clock.now())
+        if not found.fractions:
+            raise _refusal(folder, found)
+        with self._store.transaction() as unit:
+            return tuple(self._case(unit, folder, fraction) for fraction in found.fractions)
+
+    def scan_for_new_cases(self) -> list[str]:
+        """Return the ids of cases registered but not yet begun, oldest first."""
+        with self._store.transaction() as unit:
+            new = [case for case in unit.cases.all() if case.status is CaseStatus.NEW]
+        return [case.case_id for case in sorted(new, key=lambda case: case.created_at)]
+
+    def get_case(self, case_id: str) -> Case:
+        """Return a case; raises ProcessingError where the store has none of this id."""
+        with self._store.transaction() as unit:
+            case = unit.cases.get(case_id)
+        if case is None:
+            raise ProcessingError(f"no case {case_id!r} in the store; `mqi-hpc status` lists those there are")
+        return case
+
+    def find(self, text: str) -> list[Case]:
+        """Return the cases that `text` may mean: a folder, a label, an id's beginning, or a Slurm job id."""
+        with self._store.transaction() as unit:
+            cases = unit.cases.all()
+            exact = [c for c in cases if text in (c.case_id, c.label, c.folder)]
+            if exact:
+                return exact
+            if text.isdecimal():
+                wanted = int(text)
+                owners = {
+                    job.case_id
+                    for case in cases
+                    for job in unit.jobs.of_case(case.case_id)
+                    if wanted in [s.slurm_id for s in job.submissions]
+                }
+                if owners:
+                    return [c for c in cases if c.case_id in owners]
+        return [c for c in cases if text and (c.case_id.startswith(text) or c.label.startswith(text))]
+
+    def update_case_status(self, case_id: str, status: str) -> None:
+        """Set a case's status (one of CaseStatus) and record the event."""
+        case = self.get_case(case_id)
+        with self._store.transaction() as unit:
+            self.set_status(unit, case, CaseStatus(status))
+
+    def set_status(self, unit: IUnit, case: Case, status: CaseStatus, attention: str | None = None) -> Case:
+        """Within a transaction: set status and attention, with an event where something changed."""
+        if (case.status, case.attention) == (status, attention):
+            return case
+        now = self._now()
+        changed = case.evolve(status=status, attention=attention, updated_at=now)
+        unit.cases.put(changed)
+        unit.event("case", case.case_id, {"from": case.status, "to": status, "attention": attention})
+        return changed
+
+    def _keep(self, unit: IUnit, folder: str, fraction: Fraction) -> Case:
+        name = identity(fraction)
+        key = case_key(self._store.secret, name)
+        known = unit.cases.get(key) or _grown(unit, folder, fraction)
+        if known is not None:
+            return known
+        case = self._case(unit, folder, fraction)
+        unit.cases.put(case)
+        data = {"label": case.label, "identity": name, "beams": [b.number for b in case.beams]}
+        unit.event("registered", key, data)
+        return case
+
+    def _case(self, unit: IUnit, folder: str, fraction: Fraction) -> Case:
+        name = identity(fraction)
+        files = tuple(
+            InputFile(remote=remote, local=local, bytes=size, sha256=sha256)
+            for remote, local, size, sha256 in input_files(fraction)
+        )
+        manifest = {file.remote: file.sha256 for file in files}
+        planned = {beam.number: beam for beam in fraction.plan.beams}
+        beams = tuple(
+            Beam(
+                index=index,
+                number=number,
+                name=planned[number].name,
+                energies=planned[number].energies,
+                input_digest=subset_digest(manifest, ("plan.dcm", f"beam_{number}/")),
+                seed=self._seed_base + number,
+            )
+            for index, (number, _) in enumerate(sorted(fraction.deliveries_by_beam))
+        )
+        now = self._now()
+        return Case(
+            case_id=case_key(self._store.secret, name),
+            status=CaseStatus.NEW,
+            beam_count=len(beams),
+            created_at=now,
+            updated_at=now,
+            site=self._site,
+            instance=self._store.instance,
+            identity=name,
+            label=self._label(unit, folder, fraction.plan.sop_instance_uid),
+            folder=folder,
+            plan_uid=fraction.plan.sop_instance_uid,
+            machine=planned[beams[0].number].machine,
+            beams=beams,
+            files=files,
+        )
+
+    def _label(self, unit: IUnit, folder: str, plan_uid: str) -> str:
+        path = PurePath(folder)
+        cases = unit.cases.all()
+        stem = _plain(path.name)
+        if any(c.folder != folder and c.label.startswith(f"{stem}-") for c in cases):
+            stem = f"{_plain(path.parent.name)}-{stem}"
+        here = [c for c in cases if c.folder == folder]
+        plans = list(dict.fromkeys([c.plan_uid for c in here] + [plan_uid]))
+        if plans.index(plan_uid):
+            stem = f"{stem}-p{plans.index(plan_uid) + 1}"
+        taken = {c.label for c in cases}
+        number = 1 + sum(c.plan_uid == plan_uid for c in here)
+        while f"{stem}-f{number:02d}" in taken:
+            number += 1
+        return f"{stem}-f{number:02d}"
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now(), UTC)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "case"
+
+
+def _grown(unit: IUnit, folder: str, fraction: Fraction) -> Case | None:
+    """Return the registered case that a fraction holds whole, with files that turned up later.
+
+    Such a case stays as it was registered; changed bytes make another identity, and so another case.
+    """
+    here = {(local, sha256) for _, local, _, sha256 in input_files(fraction)}
+    for case in unit.cases.all():
+        if case.folder == folder and {(file.local, file.sha256) for file in case.files} < here:
+            return case
+    return None
+
+
+def _refusal(folder: str, found: IntakeResult) -> RejectedCase:
+    reasons = [line for rejected in found.rejected for line in _lines(rejected)]
+    reasons += [waiting.reason for waiting in found.waiting]
+    text = "\n".join(f"  {line}" for line in reasons or ["it holds no delivery"])
+    return RejectedCase(f"rejected: {folder!r}\n{text}")
+
+
+def _lines(rejected: Rejected) -> list[str]:
+    return [rejected.reason, *(str(fault) for fault in rejected.faults)]

@@ -1,0 +1,142 @@
+"""Plans jobs and keeps what is known of their submission."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from mqi_hpc.core.chain_plan import plan_submissions
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.interfaces import IClock, IRenderer, IStore, IUnit, RenderRequest
+from mqi_hpc.core.models import (
+    Case,
+    Job,
+    JobStatus,
+    Submission,
+    SubmitState,
+    Task,
+    TaskStatus,
+    TaskType,
+    job_name,
+)
+from mqi_hpc.core.outcome import job_status
+from mqi_hpc.services.resource_service import ResourceService
+
+
+class JobService:
+    """Job logic (IJobService): a job is planned, rendered and stored in one transaction."""
+
+    def __init__(
+        self, store: IStore, renderer: IRenderer, resources: ResourceService, clock: IClock, *, workspace: str
+    ) -> None:
+        self._store = store
+        self._renderer = renderer
+        self._resources = resources
+        self._clock = clock
+        self._workspace = workspace
+
+    def create_job(self, case_id: str) -> Job:
+        """Plan the case's next job for all of its beams: the intent, committed before anything is sent."""
+        with self._store.transaction() as unit:
+            case = unit.cases.get(case_id)
+            if case is None:
+                raise ProcessingError(f"no case {case_id!r} in the store")
+            number = len(unit.jobs.of_case(case_id)) + 1
+            name = job_name(number)
+            submissions = plan_submissions(case.instance, case.case_id, number, case.beams)
+            files = self._render(unit, case, name, submissions)
+            job = Job(
+                job_id=f"{case_id}-{name}",
+                case_id=case_id,
+                status=JobStatus.PENDING,
+                created_at=self._now(),
+                name=name,
+                submit_state=SubmitState.PLANNED,
+                submissions=submissions,
+            )
+            unit.jobs.put(job)
+            unit.jobs.put_files(job.job_id, files)
+            for task in self._tasks(job, case):
+                unit.jobs.put_task(task)
+            unit.event("job planned", case_id, {"job": name, "files": sorted(files)})
+        return job
+
+    def rendered(self, case: Case) -> dict[str, bytes]:
+        """Return the files of a case's newest job, or those its first would have."""
+        with self._store.transaction() as unit:
+            if jobs := unit.jobs.of_case(case.case_id):
+                return unit.jobs.files(jobs[-1].job_id)
+            submissions = plan_submissions(case.instance, case.case_id, 1, case.beams)
+            return self._render(unit, case, job_name(1), submissions)
+
+    def folder(self, case_id: str, job: str) -> str:
+        """Return the job's folder on the cluster, absolute."""
+        return f"{self._workspace}/{case_id}/{job}"
+
+    def input_folder(self, case_id: str) -> str:
+        """Return the folder of the case's input on the cluster, absolute."""
+        return f"{self._workspace}/{case_id}/input"
+
+    def allocate_resources(self, job: Job) -> bool:
+        """Take the job's GPU slots from our budget; False: wait."""
+        with self._store.transaction() as unit:
+            return self.hold(unit, job)
+
+    def hold(self, unit: IUnit, job: Job) -> bool:
+        """Within a transaction: take the job's GPU slots from our budget; False: wait."""
+        beams = len(job.submission("beams").indices)
+        return self._resources.hold(unit, job.job_id, self._resources.throttle(beams) or 0)
+
+    def complete_job(self, job_id: str) -> None:
+        """Settle a job whose tasks have all ended, and give its slots back."""
+        with self._store.transaction() as unit:
+            job = unit.jobs.get(job_id)
+            if job is None:
+                raise ProcessingError(f"no job {job_id!r} in the store")
+            self.settle(unit, job, unit.jobs.tasks(job_id))
+            self._resources.release(unit, job_id)
+
+    def settle(self, unit: IUnit, job: Job, tasks: Sequence[Task]) -> Job:
+        """Within a transaction: bring the job's status in line with its tasks."""
+        status = job_status(tasks)
+        if status is job.status:
+            return job
+        ended = status not in (JobStatus.PENDING, JobStatus.RUNNING)
+        job = job.evolve(
+            status=status,
+            started_at=job.started_at or self._now(),
+            completed_at=self._now() if ended else None,
+        )
+        unit.jobs.put(job)
+        unit.event("job", job.case_id, {"job": job.name, "to": status})
+        return job
+
+    def _render(
+        self, unit: IUnit, case: Case, name: str, submissions: tuple[Submission, ...]
+    ) -> dict[str, bytes]:
+        request = RenderRequest(
+            case=case,
+            job=name,
+            job_folder=self.folder(case.case_id, name),
+            submissions=submissions,
+            beams=case.beams,
+            audit_head=unit.audit_head(),
+        )
+        return self._renderer.job_files(request)
+
+    def _tasks(self, job: Job, case: Case) -> list[Task]:
+        return [
+            Task(
+                task_id=f"{job.job_id}/{kind}" + (f"-{index}" if kind is TaskType.BEAM_CALC else ""),
+                job_id=job.job_id,
+                type=kind,
+                index=index,
+                status=TaskStatus.PENDING,
+                parameters={"number": case.beams[index].number} if kind is TaskType.BEAM_CALC else {},
+            )
+            for kind in TaskType
+            for index in (range(case.beam_count) if kind is TaskType.BEAM_CALC else (0,))
+        ]
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now(), UTC)

@@ -1,0 +1,116 @@
+"""What is to be moved, as effects: the case and its job to the cluster, results and log tails home."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mqi_hpc.core.effects import Download, ResultFile, Upload
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.interfaces import IEffects, IStore
+from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
+from mqi_hpc.records.result import ConvertRecord, decode_record
+from mqi_hpc.services.job_service import JobService
+
+
+class TransferService:
+    """Plans transfers (ITransferService) and starts them through the effects port."""
+
+    def __init__(self, store: IStore, jobs: JobService, effects: IEffects) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._effects = effects
+
+    def upload_case(self, case_id: str) -> None:
+        """Start the upload of a case's newest job."""
+        case, job, _ = self._newest(case_id)
+        with self._store.transaction() as unit:
+            files = unit.jobs.files(job.job_id)
+        self._effects.start(
+            Upload(
+                case_id=case_id,
+                job_id=job.job_id,
+                source=case.folder,
+                input_folder=self._jobs.input_folder(case_id),
+                inputs=case.files,
+                job_folder=self._jobs.folder(case_id, job.name),
+                files=files,
+            )
+        )
+
+    def download_results(self, case_id: str) -> None:
+        """Start bringing home what convert wrote of done beams, and the tails of failed tasks' logs."""
+        case, job, tasks = self._newest(case_id)
+        self._effects.start(
+            Download(
+                case_id=case_id,
+                job_id=job.job_id,
+                job_folder=self._jobs.folder(case_id, job.name),
+                folder=f"{case.label}/{job.name}",
+                results=deliverable(tasks),
+                logs=tuple(log for task in tasks if _went_wrong(task) for log in logs_of(job, case, task)),
+            )
+        )
+
+    def fetch_logs(self, case_id: str, beam: int | None) -> Download:
+        """Start bringing home the log tails of a case's newest job (of one beam, by BeamNumber)."""
+        case, job, tasks = self._newest(case_id)
+        wanted = [
+            task
+            for task in tasks
+            if beam is None or (task.type is TaskType.BEAM_CALC and case.beams[task.index].number == beam)
+        ]
+        effect = Download(
+            case_id=case_id,
+            job_id=job.job_id,
+            job_folder=self._jobs.folder(case_id, job.name),
+            folder=f"{case.label}/{job.name}",
+            results=(),
+            logs=tuple(log for task in wanted for log in logs_of(job, case, task)),
+        )
+        self._effects.start(effect)
+        return effect
+
+    def _newest(self, case_id: str) -> tuple[Case, Job, list[Task]]:
+        with self._store.transaction() as unit:
+            case, jobs = unit.cases.get(case_id), unit.jobs.of_case(case_id)
+            if case is None or not jobs:
+                raise ProcessingError(f"case {case_id!r} has no job; `mqi-hpc submit` makes one")
+            return case, jobs[-1], unit.jobs.tasks(jobs[-1].job_id)
+
+
+def deliverable(tasks: Sequence[Task]) -> tuple[ResultFile, ...]:
+    """Return the RT Dose files that may be delivered: of done beams, as convert's record lists them."""
+    convert = next(task for task in tasks if task.type is TaskType.CONVERT)
+    if convert.status is not TaskStatus.COMPLETED or convert.record is None:
+        return ()
+    record = decode_record(convert.record)
+    if not isinstance(record, ConvertRecord):
+        raise ProcessingError(f"task {convert.task_id}: its record is not one of convert")
+    done = {t.index for t in tasks if t.type is TaskType.BEAM_CALC and t.status is TaskStatus.COMPLETED}
+    wanted = {dose.file for dose in record.doses if dose.index in done}
+    return tuple(
+        ResultFile(
+            remote=f"results/{file.path}",
+            local=file.path.rsplit("/", 1)[-1],
+            bytes=file.bytes,
+            sha256=file.sha256,
+        )
+        for file in record.files
+        if file.path in wanted
+    )
+
+
+def logs_of(job: Job, case: Case, task: Task) -> tuple[str, ...]:
+    """Return the logs of a task, below the job's folder; none where it was never in Slurm."""
+    stage = STAGE_OF.get(task.type)
+    slurm_id = None if stage is None else job.submission(stage).slurm_id
+    if slurm_id is None:
+        return ()
+    if stage == "beams":
+        number = case.beams[task.index].number
+        return (f"logs/beams-{slurm_id}_{task.index}.log", f"logs/beam_{number}.engine.log")
+    return (f"logs/{stage}-{slurm_id}.log",)
+
+
+def _went_wrong(task: Task) -> bool:
+    return task.status.terminal and task.status is not TaskStatus.COMPLETED
