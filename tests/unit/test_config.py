@@ -141,6 +141,7 @@ def test_without_a_host_it_says_so(tmp_path: Path) -> None:
         ('slurm: {comment: "a\\nb"}', "one line"),
         ("machines: {G9: {x_ofset: 1}}", "machines.G9.x_ofset: unknown key; did you mean x_offset?"),
         ("machines: {}", "at least one machine"),
+        ("moqui: {grid: {spacing: [2.5, 2, 1]}}", "whole millimetres"),
         ("transport: carrier", "'ssh' or 'local'"),
         ("app: {site: 'a/b'}", "letters, digits"),
     ],
