@@ -54,7 +54,8 @@ def parse_submit(output: str, nonce: str) -> SubmitReport:
     words: dict[str, list[str]] = {}
     failed: Failed | None = None
     head, code, notes = None, None, []
-    for line in output.split("\n"):
+    # A last line without its end may be cut in the middle of a number.
+    for line in output.split("\n")[:-1]:
         if not line.startswith(prefix):
             continue
         kind, _, rest = line[len(prefix) :].rstrip("\r").partition(" ")

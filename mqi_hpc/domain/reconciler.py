@@ -200,7 +200,7 @@ def _after(task: Task, reading: Reading, verdict: Verdict, evidence: Evidence, j
 
 
 def _failed(interpret: Task) -> bool:
-    return interpret.status.terminal and interpret.status is not TaskStatus.COMPLETED
+    return interpret.status in (TaskStatus.FAILED, TaskStatus.SUSPECT, TaskStatus.LOST)
 
 
 def _dead_stages(job: Job, queue: Sequence[Row]) -> tuple[str, ...]:
