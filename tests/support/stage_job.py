@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -389,3 +390,15 @@ def process_kept() -> Iterator[None]:
         os.umask(mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def await_gone(pid: int) -> None:
+    """Return once a process that was killed is no more, or a zombie; the test's own limit bounds it."""
+    while True:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state in "ZX":
+            return
+        time.sleep(0.005)
