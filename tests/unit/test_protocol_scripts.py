@@ -77,7 +77,8 @@ def stands(site: Site) -> None:
     receipts = site.receipts()
     assert sorted(site.slurm.live()) == sorted((number, stage) for stage, number in receipts.items())
     jobs = {job["id"]: job for job in site.slurm.jobs}
-    assert jobs[receipts["interpret"]]["released"] == 1
+    # Two runs at once may both release it, which Slurm takes for one.
+    assert jobs[receipts["interpret"]]["released"] >= 1
     assert jobs[receipts["beams"]]["dependency"] == f"afterok:{receipts['interpret']}"
     assert jobs[receipts["convert"]]["dependency"] == f"afterany:{receipts['beams']}"
 
