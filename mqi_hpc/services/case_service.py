@@ -165,20 +165,24 @@ class CaseService:
         )
 
     def _label(self, unit: IUnit, folder: str, plan_uid: str) -> str:
-        path = PurePath(folder)
         cases = unit.cases.all()
-        stem = _plain(path.name)
-        if any(c.folder != folder and c.label.startswith(f"{stem}-") for c in cases):
-            stem = f"{_plain(path.parent.name)}-{stem}"
-        here = [c for c in cases if c.folder == folder]
-        plans = list(dict.fromkeys([c.plan_uid for c in here] + [plan_uid]))
-        if plans.index(plan_uid):
-            stem = f"{stem}-p{plans.index(plan_uid) + 1}"
-        taken = {c.label for c in cases}
-        number = 1 + sum(c.plan_uid == plan_uid for c in here)
+        here = [case for case in cases if case.folder == folder]
+        same = [case.label for case in here if case.plan_uid == plan_uid]
+        taken = {case.label for case in cases}
+        stem = same[0].rpartition("-f")[0] if same else self._stem(cases, folder, here)
+        number = 1 + len(same)
         while f"{stem}-f{number:02d}" in taken:
             number += 1
         return f"{stem}-f{number:02d}"
+
+    def _stem(self, cases: Sequence[Case], folder: str, here: Sequence[Case]) -> str:
+        """Return what the labels of a plan new to its folder begin with."""
+        path = PurePath(folder)
+        stem = _plain(path.name)
+        if any(case.folder != folder and case.label.startswith(f"{stem}-") for case in cases):
+            stem = f"{_plain(path.parent.name)}-{stem}"
+        plans = len({case.plan_uid for case in here})
+        return f"{stem}-p{plans + 1}" if plans else stem
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now(), UTC)
