@@ -1,0 +1,219 @@
+"""The submit use case: what it waits for, when it gives up, and with which exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mqi_hpc.controllers.application import Application, Outcome
+from mqi_hpc.core.effects import Completion, Download, Effect, Failure, Submit, Upload
+from mqi_hpc.core.errors import AuthenticationError, ConnectionError, LockHeld, ResourceError
+from mqi_hpc.core.intake import Fault, Rejected
+from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.services.case_service import Registration
+from tests.support.bench import KEY, Bench
+
+
+class Lifecycle:
+    def __init__(self) -> None:
+        self.held = False
+        self.free = True
+        self.handler: Callable[[], None] = lambda: None
+
+    def acquire_lock(self) -> bool:
+        self.held = self.free
+        return self.free
+
+    def release_lock(self) -> None:
+        self.held = False
+
+    def register_shutdown_handler(self, handler: Callable[[], None]) -> None:
+        self.handler = handler
+
+
+class Cases:
+    """A folder that holds the bench's case."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.rejected: tuple[Rejected, ...] = ()
+
+    def register(self, folder: str, chosen: object) -> Registration:
+        return Registration((self.bench.cases.get_case(KEY),), self.rejected, ("a note",))
+
+
+class Desktop:
+    """Bench and application on it; the cluster finishes everything unless told otherwise."""
+
+    def __init__(self, **kind: object) -> None:
+        self.bench = bench = Bench(**kind)  # type: ignore[arg-type]
+        self.lifecycle = Lifecycle()
+        self.cases = Cases(bench)
+        self.wire()
+        bench.begin()
+
+    def wire(self) -> None:
+        bench = self.bench
+        self.application = Application(
+            lifecycle=self.lifecycle,
+            cases=self.cases,  # type: ignore[arg-type]
+            resources=bench.resources,
+            reports=bench.reports,
+            orchestrator=bench.orchestrator,
+            effects=bench.world,
+            clock=bench.clock,
+            retry=RetryPolicy(),
+            submit_seconds=30.0,
+        )
+
+    def submit(self, *, wait: bool = True) -> Outcome:
+        return self.application.submit("/cases/x", None, wait=wait)
+
+    def finishes(self, *failed: int) -> None:
+        """From the second look on, everything has ended; `failed` beams failed."""
+        bench = self.bench
+
+        def finish() -> None:
+            if bench.report.submission != "standing":
+                return
+            bench.interpret_done()
+            good = [n for n in range(2) if n not in failed]
+            for n in range(2):
+                if n in good:
+                    bench.beam_done(n)
+                else:
+                    bench.world.end("beams", "FAILED", task=n, exit_code="3:0")
+            if good:
+                bench.convert_done(*good)
+            else:
+                bench.world.end("convert", "FAILED", exit_code="1:0")
+            bench.exits(
+                ("interpret", 0, 0), *(("beams", n, 3 if n in failed else 0) for n in range(2)),
+                ("convert", 0, 0 if good else 1),
+            )  # fmt: skip
+
+        bench.world.on_poll = finish
+
+
+@pytest.fixture
+def desktop() -> Desktop:
+    return Desktop()
+
+
+@pytest.mark.parametrize(
+    ("failed", "status", "code"), [((), "completed", 0), ((1,), "partial", 3), ((0, 1), "failed", 1)]
+)
+def test_waiting_ends_with_the_case(
+    desktop: Desktop, failed: tuple[int, ...], status: str, code: int
+) -> None:
+    desktop.finishes(*failed)
+    outcome = desktop.submit()
+    assert [case.status for case in outcome.cases] == [status]
+    assert outcome.exit_code == code
+    assert outcome.notes == ("a note",)
+    again = desktop.submit()
+    assert (again.exit_code, again.cases[0].status) == (code, status)
+    assert len(desktop.bench.world.started(Submit)) == 1
+
+
+def test_without_waiting_it_returns_when_the_chain_stands(desktop: Desktop) -> None:
+    outcome = desktop.submit(wait=False)
+    assert outcome.exit_code == 0
+    assert (outcome.cases[0].status, outcome.cases[0].submission) == ("processing", "standing")
+
+
+def test_run_again_without_waiting_it_looks_and_returns(desktop: Desktop) -> None:
+    desktop.submit(wait=False)
+    desktop.bench.wire()
+    desktop.wire()
+    assert desktop.submit(wait=False).exit_code == 0
+    assert desktop.bench.orchestrator.good_looks >= 2
+    desktop.bench.wire()
+    desktop.wire()
+    desktop.finishes()
+    assert desktop.submit(wait=False).cases[0].status in ("processing", "completed")
+    assert desktop.submit(wait=True).cases[0].status == "completed"
+
+
+def test_an_unreachable_cluster_is_said_and_nothing_is_lost(desktop: Desktop) -> None:
+    for _ in range(5):
+        desktop.bench.world.fail(Upload, Failure.OUTAGE, "no route to host")
+    with pytest.raises(ConnectionError, match=r"no route to host.*submit the folder again"):
+        desktop.submit()
+    assert desktop.bench.report.status == "processing"
+
+
+def test_an_outage_after_the_chain_stands_is_waited_out(desktop: Desktop) -> None:
+    desktop.submit(wait=False)
+    for _ in range(8):
+        desktop.bench.world.fail(Download, Failure.OUTAGE, "no route to host")
+    desktop.finishes()
+    assert desktop.submit().exit_code == 0
+
+
+def test_a_refused_key_ends_the_wait(desktop: Desktop) -> None:
+    desktop.bench.world.fail(Upload, Failure.ACCESS, "our key was refused")
+    with pytest.raises(AuthenticationError, match="our key was refused"):
+        desktop.submit()
+
+
+def test_too_little_space_on_the_cluster_ends_the_wait(desktop: Desktop) -> None:
+    desktop.bench.world.fail(Upload, Failure.SPACE, "3 GB are free")
+    outcome = desktop.submit()
+    assert outcome.exit_code == 1
+    assert "make room" in outcome.notes[-1]
+
+
+def test_too_little_space_here_is_said_first(desktop: Desktop) -> None:
+    desktop.bench.resources._min_free = 10**15
+    with pytest.raises(ResourceError, match="free where results go"):
+        desktop.submit()
+    assert desktop.bench.world.log == []
+
+
+def test_a_doubtful_submission_is_looked_for_as_long_as_it_can_live(desktop: Desktop) -> None:
+    desktop.bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
+    outcome = desktop.submit()
+    assert outcome.exit_code == 1
+    assert "the link broke" in (outcome.cases[0].attention or "")
+    assert desktop.bench.clock.time >= 30.0
+    assert len(desktop.bench.world.started(Submit)) == 1
+
+
+def test_what_was_rejected_beside_a_good_case_makes_it_partial(desktop: Desktop) -> None:
+    desktop.cases.rejected = (Rejected("a fraction with faults", (Fault("a.ptn", "cut off"),)),)
+    desktop.finishes()
+    outcome = desktop.submit()
+    assert outcome.rejected == ("a fraction with faults", "a.ptn: cut off")
+    assert outcome.exit_code == 3
+
+
+def test_a_signal_ends_the_wait_and_leaves_the_jobs(desktop: Desktop) -> None:
+    desktop.application.initialize()
+    desktop.bench.world.on_poll = desktop.lifecycle.handler
+    outcome = desktop.submit()
+    assert outcome.exit_code == 130
+    assert "submit the folder again" in outcome.notes[-1]
+    assert outcome.cases[0].submission == "standing"
+    desktop.application.shutdown()
+    assert not desktop.lifecycle.held
+
+
+def test_a_lock_that_is_held_is_said(desktop: Desktop) -> None:
+    desktop.lifecycle.free = False
+    with pytest.raises(LockHeld, match="another mqi-hpc"):
+        desktop.application.initialize()
+
+
+def test_run_leads_what_is_unfinished(desktop: Desktop) -> None:
+    desktop.finishes()
+    bench = desktop.bench
+
+    def stop_when_done(effect: Effect) -> Completion:
+        desktop.application._stop()
+        return Completion(effect=effect, output="{}")
+
+    bench.world.answers[Download] = [stop_when_done]
+    desktop.application.run()
+    assert bench.report.status == "completed"
