@@ -92,8 +92,6 @@ class Reconciler:
         """Return what the witnesses say of a task; None where it cannot be asked yet."""
         stage = STAGE_OF[task.type]
         submission = job.submission(stage)
-        if submission.slurm_id is None:
-            return None
         if evidence.queue is None:
             return Reading(queue_good=False)
         live, ended = _slurm_rows(submission, task, evidence)
@@ -105,7 +103,7 @@ class Reconciler:
             chain=chain,
             stage=stage,
             index=task.index,
-            array_id=submission.slurm_id,
+            array_id=submission.slurm_id or 0,
             restart=line.restart if line is not None else 0,
         )
         witness, why = _witness(task.task_id, evidence, expected)

@@ -40,8 +40,7 @@ def stands(work: OpenJob) -> None:
     ids = {s.stage: s.slurm_id for s in work.job.submissions}
     work.mark(SubmitState.STANDING, "")
     for task in slurm_tasks(work.tasks):
-        if not task.status.terminal:
-            work.put_task(task.evolve(status=TaskStatus.RUNNING, phase="queued", detail=""))
+        work.put_task(task.evolve(status=TaskStatus.RUNNING, phase="queued", detail=""))
     work.notes.append("submitted: " + ", ".join(f"{stage} {ids[stage]}" for stage in STAGES))
 
 

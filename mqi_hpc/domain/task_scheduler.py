@@ -30,10 +30,6 @@ class TaskScheduler:
                 raise ProcessingError(f"no case {case_id!r} in the store")
         self._cases[case_id] = None
 
-    def drop_case(self, case_id: str) -> None:
-        """Let a case go: nothing more of it is handed out."""
-        self._cases.pop(case_id, None)
-
     def get_next_task(self) -> Task | None:
         """Return a task to begin now, None where there is none; it is not handed out again until it ends."""
         now = self._clock.monotonic()

@@ -10,13 +10,13 @@ from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IStore
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import slurm_tasks, watched
+from mqi_hpc.core.observation import NotParsed
 from mqi_hpc.core.submission import parse_receipt
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.domain.reconciler import Reconciler
 from mqi_hpc.domain.submitter import Cancels, adopt, ambiguous, stands
 from mqi_hpc.records.chain import Chain, decode_chain
-from mqi_hpc.records.form import FormatError
 from mqi_hpc.records.layout import CHAIN, output_folder
 from mqi_hpc.services.job_service import JobService
 
@@ -133,7 +133,7 @@ def _adopted(work: OpenJob, evidence: Evidence) -> bool:
     try:
         receipts = {stage: parse_receipt(line) for stage, line in lines.items() if stage in STAGE_OF.values()}
         complete = adopt(work, receipts)
-    except (FormatError, ProcessingError) as error:
+    except (NotParsed, ProcessingError) as error:
         ambiguous(work, str(error))
         return False
     head = work.job.submission("interpret")

@@ -75,6 +75,8 @@ class World:
     answers: dict[type, list[Callable[[Effect], Completion]]] = field(default_factory=dict)
     on_poll: Callable[[], None] = lambda: None
     next_id: int = 100
+    silent: set[type] = field(default_factory=set)
+    """Kinds of effect that do not come back."""
     dead_sections: set[str] = field(default_factory=set)
     _waiting: list[Completion] = field(default_factory=list)
 
@@ -82,6 +84,8 @@ class World:
 
     def start(self, effect: Effect) -> None:
         self.log.append(effect)
+        if type(effect) in self.silent:
+            return
         scripted = self.answers.get(type(effect), [])
         self._waiting.append(scripted.pop(0)(effect) if scripted else self._answer(effect))
 

@@ -120,6 +120,11 @@ def test_labels(service: CaseService, reader: Reader) -> None:
     assert labels == ["P-001-f01", "P-001-f02", "P-001-p2-f01", "P-001-p2-f02"]
     reader.result = IntakeResult(fractions=(fraction(plan="7", day="5"),))
     assert service.register("/data/G1/P 001").cases[0].label == "G1-P-001-f01"
+    (other,) = service.register("/data/G1/P 001").cases
+    with service._store.transaction() as unit:
+        unit.cases.put(other.evolve(label="G2-P-001-f01"))
+    reader.result = IntakeResult(fractions=(fraction(plan="6", day="7"),))
+    assert service.register("/data/G2/P 001").cases[0].label == "G2-P-001-f02"
     reader.result = IntakeResult(fractions=(fraction(plan="8", day="6"),))
     assert service.register("/data/--").cases[0].label == "case-f01"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mqi_hpc.core.effects import Cancel, Completion, Download, Effect, Failure, Observe, Submit, Upload
-from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.errors import ProcessingError, StateError
 from mqi_hpc.core.models import SubmitState, TaskStatus, TaskType
 from tests.support.bench import KEY, Bench
 from tests.support.world import Row
@@ -160,6 +162,31 @@ def test_a_foreign_receipt_is_never_adopted(bench: Bench) -> None:
     bench.turn(20)
     assert "mqi-other-name" in (bench.report.attention or "")
     assert bench.report.submission == "ambiguous"
+
+
+@pytest.mark.parametrize("receipt", ["interpret", "interpret no-id 3", "interpret name x y"])
+def test_a_damaged_receipt_holds_the_case_and_harms_nothing_else(bench: Bench, receipt: str) -> None:
+    bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
+    bench.world.sections[f"receipts:{KEY}-j01"] = (receipt, 0)
+    bench.turn(20)
+    assert bench.report.submission == "ambiguous"
+    bench.world.dead_sections = {f"receipts:{KEY}-j01"}
+    bench.turn(20)
+    assert bench.report.submission == "ambiguous"
+
+
+def test_one_cancel_at_a_time(bench: Bench) -> None:
+    bench.until_sent()
+    bench.world.silent = {Cancel}
+    bench.world.rows.append(Row(999, None, bench.world.names["interpret"], "PENDING", "JobHeldUser"))
+    bench.turn(10)
+    assert len(bench.world.started(Cancel)) == 1
+
+
+def test_a_job_that_has_gone_from_the_store_stops_the_loop(bench: Bench) -> None:
+    bench.world.answers[Upload] = [lambda effect: Completion(effect=replace(effect, job_id="gone"))]
+    with pytest.raises(StateError, match="'gone' has gone"):
+        bench.turn(2)
 
 
 def test_a_start_after_a_death_while_submitting_holds_the_case(bench: Bench) -> None:

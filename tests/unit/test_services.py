@@ -142,6 +142,12 @@ def test_without_the_cluster_what_is_at_home_is_told(bench: Bench) -> None:
     assert note == "the cluster did not answer in time"
 
 
+def test_a_case_is_found_by_a_slurm_id(bench: Bench) -> None:
+    bench.until_sent()
+    found = bench.cases.find(str(bench.slurm_id("convert")))
+    assert [case.case_id for case in found] == [KEY]
+
+
 def test_reports(bench: Bench) -> None:
     reports = ReportService(bench.store)
     assert [report.case_id for report in reports.cases()] == [KEY]
