@@ -1,4 +1,4 @@
-"""Runs the site's engine command in a process group of its own, and leaves nothing of it behind."""
+"""Runs the site's engine command in a process group of its own, and ends all of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_engine(
     """Run `command` to its end, its output appended to the file `log`; return where in it that begins.
 
     Calls `tick` every few seconds. Raises StageError where the engine did not end with 0; whatever ends
-    this function, nothing of the engine's process group is left running.
+    this function, all of the engine's process group has been killed by then.
     """
     with log.open("ab") as output:
         begin = output.tell()

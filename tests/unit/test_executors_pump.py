@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -178,6 +179,18 @@ def test_close_ends_what_runs_and_starts_nothing_more() -> None:
     assert ended.is_set()
     with pytest.raises(ConnectionError, match="stopping"):
         shell.run(["true"], timeout=5)
+
+
+def test_an_exit_code_that_is_not_there_yet_is_none() -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(["cat"], **pipes) as process:  # type: ignore[call-overload]
+        streams = local._ProcessStreams(process)
+        assert streams.exit_code(0) is None
+        assert streams.exit_code(0.01) is None
+        assert not streams.gone
+        streams.end_input()
+        assert streams.exit_code(30) == 0
+        streams.close()
 
 
 def test_what_ignores_a_polite_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import stat
@@ -25,7 +24,7 @@ from mqi_hpc.stages.engine_input import check, parse, render
 from mqi_hpc.stages.errors import Interrupted, StageError
 from mqi_hpc.stages.gpu import Telemetry, find_gpu
 from mqi_hpc.stages.signals import Signals
-from tests.support.stage_job import GRID, BeamSpec, Here, StageJob, process_kept
+from tests.support.stage_job import GRID, BeamSpec, Here, StageJob, await_gone, process_kept
 
 RAW = "210-0/1G180_TX_1_Dose.raw"
 
@@ -204,14 +203,6 @@ def test_an_engine_that_is_no_program_is_named(
     failed(job, here, 126, "Permission denied")
 
 
-def running(pid_file: Path) -> bool:
-    """Whether the process whose id is in a file still runs; a zombie does not."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        state = Path(f"/proc/{int(pid_file.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX"
-    return False
-
-
 def test_what_an_engine_leaves_running_is_ended(job: StageJob, here: Here, tmp_path: Path) -> None:
     left = tmp_path / "left.pid"
     job.behave(
@@ -219,8 +210,7 @@ def test_what_an_engine_leaves_running_is_ended(job: StageJob, here: Here, tmp_p
         f"pathlib.Path({str(left)!r}).write_text(str(child.pid))"
     )
     assert here(job, "beams") == (0, "")
-    assert left.exists()
-    assert not running(left)
+    await_gone(int(left.read_text()))
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -239,7 +229,7 @@ def test_whatever_ends_the_watch_ends_the_engine_first(tmp_path: Path, stubborn:
         patch.setattr(engine, "GRACE", 0.2)
         with pytest.raises(Interrupted):
             engine.run_engine(command, tmp_path, tmp_path / "log", tick, signals)
-    assert not running(pid)
+    await_gone(int(pid.read_text()))
 
 
 # --- what the engine is told

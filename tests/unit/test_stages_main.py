@@ -19,7 +19,7 @@ from mqi_hpc.stages.errors import Interrupted, Refused, StageError, describe, fo
 from mqi_hpc.stages.fence import INTERVAL
 from mqi_hpc.stages.signals import Signals
 from mqi_hpc.stages.task import Task
-from tests.support.stage_job import BeamSpec, Here, StageJob, process_kept
+from tests.support.stage_job import BeamSpec, Here, StageJob, await_gone, process_kept
 
 
 @pytest.fixture
@@ -137,14 +137,6 @@ def engine_that_waits(job: StageJob, tmp_path: Path, *, stubborn: bool = False) 
     return fifo
 
 
-def gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
-
-
 @pytest.mark.parametrize(
     ("number", "stubborn"),
     [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, False), (signal.SIGUSR1, False)],
@@ -159,7 +151,8 @@ def test_a_signal_ends_the_engine_and_is_told(
     _, text = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert text == f"mqi-hpc beams: beam 2 (index 0): ended by {number.name}\n"
-    assert all(gone(pid) for pid in pids)
+    for pid in pids:
+        await_gone(pid)
     last = job.status("beams")[-1]
     assert (last.event, last.exit_code, last.text) == ("exited", 128 + number, f"ended by {number.name}")
     assert not job.record_path("beams", 2).exists()

@@ -184,8 +184,11 @@ def _in_words(route: Route, error: Exception, timeout: float) -> ConnectionError
             where=str(route),
             fix="Name the right one in ssh.key_file; then no other is offered",
         )
-    if isinstance(error, TimeoutError) or "banner" in text or "timeout" in text:
+    timed_out = isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError)
+    if timed_out or "timeout" in text:
         return TransportTimeout(f"no answer within {timeout:.0f} s ({text})", where=str(route))
     if isinstance(error, socket.gaierror):
         text = f"the name {route.hostname} is not known: {error.strerror}"
+    elif "banner" in text:
+        text = f"the server hung up before it said that it speaks SSH ({text})"
     return ConnectionError(f"no connection: {text}", where=str(route))
