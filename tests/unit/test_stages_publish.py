@@ -7,8 +7,9 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -142,28 +143,33 @@ def test_lines_are_appended_whole(tmp_path: Path) -> None:
     assert mode(tmp_path / "s") == 0o600
 
 
-@pytest.fixture
-def limit() -> Iterator[Callable[[int], None]]:
-    """Limit how large this process's files may grow, as a disk that fills up does; given back afterwards."""
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Limit how large this process's files may grow, as a disk that fills up does.
+
+    For a moment only: the test runner's own output may be such a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path: Path, limit: Callable[[int], None]) -> None:
+def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path: Path) -> None:
     append_line(tmp_path / "s", b"one\n")
-    limit(6)  # half of the line fits
-    with pytest.raises(OSError, match="No space left on device"):
+    # Half of the line fits.
+    with limited(6), pytest.raises(OSError, match="No space left on device"):
         append_line(tmp_path / "s", b"second\n")
-    limit(4)  # nothing of it fits
-    with pytest.raises(OSError, match="File too large"):
+    # Nothing of it fits.
+    with limited(4), pytest.raises(OSError, match="File too large"):
         append_line(tmp_path / "s", b"third\n")
     assert (tmp_path / "s").read_bytes() == b"one\n"
 
 
-def test_content_that_does_not_fit_is_not_published(tmp_path: Path, limit: Callable[[int], None]) -> None:
-    limit(4)
-    with pytest.raises(OSError, match="File too large"):
+def test_content_that_does_not_fit_is_not_published(tmp_path: Path) -> None:
+    with limited(4), pytest.raises(OSError, match="File too large"):
         publish(b"too much\n", tmp_path / "claim")
     assert names(tmp_path) == []
 
