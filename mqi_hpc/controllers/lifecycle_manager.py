@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mqi_hpc.core.errors import LockHeld
+from mqi_hpc.core.errors import LockHeld, StateError
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _KILLED_BY = 128
@@ -34,19 +34,27 @@ class LifecycleManager:
         self._asked = False
 
     def acquire_lock(self) -> bool:
-        """Take the lock; raises LockHeld, saying by whom, where another process has it."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Take the lock; raises LockHeld, saying by whom, where another process has it.
+
+        Raises StateError where the lock's files cannot be written.
+        """
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
+            self._say_who()
         except Timeout as error:
             raise LockHeld(
                 f"another mqi-hpc works on this store{self._who()}",
                 where=str(self._path),
                 fix="Wait until it has ended, or ask it to: kill -TERM",
             ) from error
-        descriptor = os.open(self._holder, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"pid": os.getpid(), "command": Path(sys.argv[0]).name}, file)
+        except OSError as error:
+            self._lock.release()
+            raise StateError(
+                f"the lock cannot be taken: {error.strerror}",
+                where=str(self._path),
+                fix="app.state_file says where it lies; its folder must be writable",
+            ) from error
         return True
 
     def release_lock(self) -> None:
@@ -54,9 +62,13 @@ class LifecycleManager:
         for number, former in self._before.items():
             signal.signal(number, former)
         self._before.clear()
+        self._handlers.clear()
+        self._asked = False
         if self._lock.is_locked:
-            self._holder.unlink(missing_ok=True)
-            self._lock.release()
+            try:
+                self._holder.unlink(missing_ok=True)
+            finally:
+                self._lock.release()
 
     def register_shutdown_handler(self, handler: Callable[[], None]) -> None:
         """Call `handler` when asked to end (SIGTERM, SIGINT); asked a second time, end at once."""
@@ -71,6 +83,11 @@ class LifecycleManager:
         self._asked = True
         for handler in self._handlers:
             handler()
+
+    def _say_who(self) -> None:
+        descriptor = os.open(self._holder, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"pid": os.getpid(), "command": Path(sys.argv[0]).name}, file)
 
     def _who(self) -> str:
         try:

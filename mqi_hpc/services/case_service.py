@@ -42,7 +42,7 @@ class CaseService:
 
         `chosen` groups deliveries by hand. Raises RejectedCase, with all faults, where it holds none.
         """
-        found = self._reader.read(folder, chosen=chosen, now=self._clock.now())
+        found = self._read(folder, chosen)
         if not found.fractions:
             raise _refusal(folder, found)
         notes = [f"set-up delivery {name!r} is ignored" for name in found.ignored_setup]
@@ -60,11 +60,18 @@ class CaseService:
 
     def preview(self, folder: str, chosen: Sequence[str] | None = None) -> tuple[Case, ...]:
         """Return the cases a folder would be registered as, and keep nothing. Raises RejectedCase."""
-        found = self._reader.read(folder, chosen=chosen, now=self._clock.now())
+        found = self._read(folder, chosen)
         if not found.fractions:
             raise _refusal(folder, found)
         with self._store.transaction() as unit:
             return tuple(self._case(unit, folder, fraction) for fraction in found.fractions)
+
+    def _read(self, folder: str, chosen: Sequence[str] | None) -> IntakeResult:
+        try:
+            folder.encode()
+        except UnicodeEncodeError as error:
+            raise RejectedCase(f"rejected: {folder!r}: its name is not UTF-8; rename it") from error
+        return self._reader.read(folder, chosen=chosen, now=self._clock.now())
 
     def scan_for_new_cases(self) -> list[str]:
         """Return the ids of cases registered but not yet begun, oldest first."""

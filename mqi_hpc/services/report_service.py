@@ -85,7 +85,7 @@ class ReportService:
 
     def cases(self) -> list[CaseReport]:
         """Return all cases, oldest first."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             found = [(case, unit.jobs.of_case(case.case_id)) for case in unit.cases.all()]
             tasks = {jobs[-1].job_id: unit.jobs.tasks(jobs[-1].job_id) for _, jobs in found if jobs}
         return [
@@ -99,7 +99,7 @@ class ReportService:
 
     def events(self, case_id: str) -> list[dict[str, Any]]:
         """Return a case's events, oldest first."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             return unit.events(case_id)
 
 

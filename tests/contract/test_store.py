@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.models import Case, CaseStatus, Job, JobStatus, Submission, SubmitState, Task, TaskType
 from mqi_hpc.infrastructure.state import SqliteStateManager
+from mqi_hpc.infrastructure.state.schema import SCHEMA_VERSION
 from tests.support.bench import make_case
 from tests.support.memory_store import MemoryStore
 from tests.support.world import Clock
@@ -189,7 +190,7 @@ _WRITER = textwrap.dedent(
 
 
 def _count(store: SqliteStateManager) -> tuple[int, int]:
-    with store.transaction() as unit:
+    with store.transaction(write=False) as unit:
         case = unit.cases.get("abcdefghijkl")
         return (case.metadata["count"] if case else 0), len(unit.events("abcdefghijkl"))
 
@@ -197,7 +198,7 @@ def _count(store: SqliteStateManager) -> tuple[int, int]:
 def test_a_kill_at_any_moment_leaves_a_state_and_its_event(tmp_path: Path) -> None:
     path = tmp_path / "mqi.sqlite"
     before = 0
-    for round_ in range(4):
+    for round_ in range(8):
         with subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
         ) as writer:
@@ -293,6 +294,281 @@ def test_a_tampered_chain_of_events_is_found(tmp_path: Path, tamper: str, said: 
     store._db.execute("DROP TRIGGER events_remain")
     store._db.execute(tamper)
     assert said in str(store.verify())
+    store.close()
+
+
+# What breaks it, or would
+
+
+def test_a_failure_of_the_block_itself_stays_what_it_is(store: Any) -> None:
+    with pytest.raises(FileNotFoundError), store.transaction() as unit:
+        unit.cases.put(make_case())
+        raise FileNotFoundError("template.j2")
+    with store.transaction() as unit:
+        assert unit.cases.all() == []
+
+
+def test_nothing_is_kept_or_read_through_a_transaction_that_has_ended(tmp_path: Path) -> None:
+    store = sqlite(tmp_path / "mqi.sqlite")
+    with store.transaction() as unit:
+        pass
+    for late in (
+        lambda: unit.cases.put(make_case()),
+        lambda: unit.jobs.put_files("j", {"a": b""}),
+        lambda: unit.event("x", None, {}),
+        unit.audit_head,
+    ):
+        with pytest.raises(StateError, match="transaction has ended"):
+            late()
+        with store.transaction(), pytest.raises(StateError, match="transaction has ended"):
+            late()
+    with store.transaction() as unit:
+        assert unit.cases.all() == []
+    store.close()
+
+
+def test_a_block_that_swallows_what_undid_it_fails_all_the_same(tmp_path: Path) -> None:
+    store = sqlite(tmp_path / "mqi.sqlite")
+    with pytest.raises(StateError, match="transaction has ended"), store.transaction() as unit:
+        unit.cases.put(make_case())
+        store._db.execute("ROLLBACK")  # as SQLite does by itself, of a full disk say
+    with store.transaction() as unit:
+        assert unit.cases.all() == []
+    store.close()
+
+
+def test_a_reader_waits_for_no_writer_and_sees_one_state(tmp_path: Path) -> None:
+    path = tmp_path / "mqi.sqlite"
+    writer = sqlite(path)
+    with writer.transaction() as unit:
+        unit.cases.put(make_case(key="aaaaaaaaaaaa"))
+    with writer.transaction() as unit:
+        unit.cases.put(make_case(key="bbbbbbbbbbbb"))
+        reader = sqlite(path)  # opened while another writes
+        with reader.transaction(write=False) as seen:
+            assert [case.case_id[0] for case in seen.cases.all()] == ["a"]
+            assert seen.audit_head() == ""
+    with reader.transaction(write=False) as seen:
+        assert [case.case_id[0] for case in seen.cases.all()] == ["a", "b"]
+        with writer.transaction() as unit:
+            unit.cases.put(make_case(key="cccccccccccc"))
+        assert len(seen.cases.all()) == 2
+    with pytest.raises(StateError, match="readonly"), reader.transaction(write=False) as seen:
+        seen.cases.put(make_case(key="dddddddddddd"))
+    with reader.transaction() as unit:
+        unit.cases.put(make_case(key="dddddddddddd"))
+    with writer.transaction() as unit:
+        assert len(unit.cases.all()) == 4
+    writer.close()
+    reader.close()
+
+
+def test_a_writer_that_stands_still_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "mqi.sqlite"
+    one, other = sqlite(path), sqlite(path)
+    other._db.execute("PRAGMA busy_timeout=0")
+    with one.transaction():
+        with pytest.raises(StateError, match=r"locked.*see whether it still moves"), other.transaction():
+            pass
+    with other.transaction() as unit:
+        unit.cases.put(make_case())
+    one.close()
+    other.close()
+
+
+def test_the_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "patients.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE patients (name)")
+    db.commit()
+    path.chmod(0o644)
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="database of another program"):
+        sqlite(path)
+    assert path.read_bytes() == before
+    assert path.stat().st_mode & 0o777 == 0o644
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    db.execute("CREATE TABLE meta (name, value)")
+    db.commit()
+    with pytest.raises(StateError, match="does not say whose it is"):
+        sqlite(path)
+    db.close()
+
+
+@pytest.mark.parametrize("left", [0, 5000])
+def test_a_store_that_was_cut_off_is_never_begun_anew(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "mqi.sqlite"
+    store = sqlite(path)
+    with store.transaction() as unit:
+        unit.cases.put(make_case())
+    store.close()
+    os.truncate(path, left)
+    with pytest.raises(StateError, match="backup"):
+        cut = sqlite(path)
+        with cut.transaction() as unit:
+            unit.cases.all()
+    assert path.stat().st_size == left
+
+
+def test_a_journal_without_its_store_is_not_taken_for_a_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "mqi.sqlite"
+    store = sqlite(path)
+    with store.transaction() as unit:
+        unit.cases.put(make_case())
+    path.unlink()
+    with pytest.raises(StateError, match="its journal is still there"):
+        sqlite(path)
+    assert not path.exists()
+
+
+_STARTER = """
+import sys
+from pathlib import Path
+from tests.contract.test_store import sqlite
+print("ready", flush=True)
+for folder in sys.stdin:
+    store = sqlite(Path(folder.strip()) / "mqi.sqlite")
+    with store.transaction() as unit:
+        unit.event("started", "k", {})
+    store.close()
+    print("done", flush=True)
+"""
+
+
+def test_many_first_starters_agree_on_one_store(tmp_path: Path) -> None:
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", _STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    assert [starter.stdout.readline() for starter in starters if starter.stdout] == ["ready\n"] * 4
+    for round_ in range(60):
+        for starter in starters:
+            assert starter.stdin
+            starter.stdin.write(f"{tmp_path / str(round_)}\n")
+            starter.stdin.flush()
+    for starter in starters:
+        said, _ = starter.communicate()
+        assert (said.count("done"), starter.returncode) == (60, 0)
+    for round_ in range(60):
+        store = sqlite(tmp_path / str(round_) / "mqi.sqlite")
+        with store.transaction(write=False) as unit:
+            assert len(unit.events("k")) == 4
+        assert store.verify() is None
+        store.close()
+        assert [path.name for path in (tmp_path / str(round_)).iterdir()] == ["mqi.sqlite"]
+
+
+def test_a_store_others_could_read_is_made_private(tmp_path: Path) -> None:
+    path = tmp_path / "mqi.sqlite"
+    sqlite(path).close()
+    path.chmod(0o644)
+    sqlite(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_page_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "mqi.sqlite"
+    store = sqlite(path)
+    with store.transaction() as unit:
+        unit.cases.put(make_case())
+    store.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+    with pytest.raises(StateError, match="bring the store back from a backup"):
+        broken = sqlite(path)
+        with broken.transaction() as unit:
+            unit.cases.all()
+
+
+def test_a_disk_full_at_the_first_start_is_said_and_the_next_start_is_whole(tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        """
+        import resource, signal, sys
+        from pathlib import Path
+        from tests.contract.test_store import StateError, sqlite
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        for limit in (0, 100, 20_000, 40_000, 60_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                sqlite(Path(sys.argv[1]))
+            except StateError as error:
+                print(error)
+        """
+    )
+    path = tmp_path / "mqi.sqlite"
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(said) == 5
+    assert all("the store cannot be used: disk I/O error" in line for line in said)
+    store = sqlite(path)
+    assert store.verify() is None
+    store.close()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), (1, 2), {1: "a"}, "caf\udce9"])
+def test_what_would_not_come_back_as_it_is_is_refused(tmp_path: Path, value: Any) -> None:
+    store = sqlite(tmp_path / "mqi.sqlite")
+    with pytest.raises(StateError, match="a Case cannot be kept"), store.transaction() as unit:
+        unit.cases.put(make_case().evolve(metadata={"x": value}))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        ('"beam_count":3', '"beam_count":"3"'),
+        ('"status":"new"', '"status":"fine"'),
+        ('"index":0', '"index":0.0'),
+    ],
+)
+def test_a_stored_value_of_another_kind_is_refused(tmp_path: Path, there: str, instead: str) -> None:
+    store = sqlite(tmp_path / "mqi.sqlite")
+    with store.transaction() as unit:
+        unit.cases.put(make_case(3))
+    changed = store._db.execute("UPDATE cases SET body = replace(body, ?, ?)", [there, instead])
+    assert changed.rowcount == 1
+    with pytest.raises(StateError, match="a stored Case cannot be read"), store.transaction() as unit:
+        unit.cases.all()
+    store.close()
+
+
+def test_two_tasks_for_one_beam_are_refused(tmp_path: Path) -> None:
+    store = sqlite(tmp_path / "mqi.sqlite")
+    with pytest.raises(StateError, match="UNIQUE"), store.transaction() as unit:
+        unit.cases.put(make_case())
+        unit.jobs.put(a_job())
+        for name in ("one", "another"):
+            unit.jobs.put_task(Task(task_id=name, job_id=a_job().job_id, type=TaskType.BEAM_CALC, index=1))
+    store.close()
+
+
+@pytest.mark.parametrize("now", [1_800_000_000, 1_800_000_000.123456, 0])
+def test_a_chain_is_whole_whatever_number_the_clock_gives(tmp_path: Path, now: float) -> None:
+    class Fixed(Clock):
+        def now(self) -> float:
+            return now
+
+    store = SqliteStateManager(tmp_path / "mqi.sqlite", instance="i1", secret=b"", clock=Fixed())
+    with store.transaction() as unit:
+        unit.event("task", "k", {"text": "caf\udce9 \u2028 \0"})
+    assert store.verify() is None
+    with store.transaction() as unit:
+        assert unit.events("k")[0]["data"] == {"text": "caf\udce9 \u2028 \0"}
+    store.close()
+
+
+def test_events_that_changed_places_are_found(tmp_path: Path) -> None:
+    store = sqlite(tmp_path / "mqi.sqlite")
+    with store.transaction() as unit:
+        for number in range(3):
+            unit.event("task", "k", {"number": number})
+    store._db.execute("DROP TRIGGER events_stay")
+    for old, new in ((1, 9), (2, 1), (9, 2)):
+        store._db.execute("UPDATE events SET number=? WHERE number=?", [new, old])
+    assert "event 1 has been changed" in str(store.verify())
     store.close()
 
 

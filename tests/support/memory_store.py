@@ -97,13 +97,14 @@ class MemoryStore:
         self._open = False
 
     @contextmanager
-    def transaction(self) -> Iterator[_Unit]:
+    def transaction(self, *, write: bool = True) -> Iterator[_Unit]:
         if self._open:
             raise RuntimeError("a transaction within a transaction")
         self._open = True
         fresh = {name: copy.copy(part) for name, part in self.data.items()}
         try:
             yield _Unit(fresh)
-            self.data = fresh
+            if write:
+                self.data = fresh
         finally:
             self._open = False

@@ -147,6 +147,11 @@ def test_what_is_refused_says_why_with_all_faults(service: CaseService, reader: 
         service.register("/data/P001")
 
 
+def test_a_folder_whose_name_is_no_text_is_refused_in_words(service: CaseService) -> None:
+    with pytest.raises(RejectedCase, match=r"rejected: .*not UTF-8"):
+        service.register("/data/P\udcff")
+
+
 def test_what_is_good_is_kept_beside_what_is_refused(service: CaseService, reader: Reader) -> None:
     reader.result = IntakeResult(
         fractions=(fraction(),), rejected=(Rejected("faults"),), ignored_setup=("s",), waiting=(Waiting("w"),)

@@ -1,5 +1,5 @@
 """The repositories of the specification, on SQLite."""
 
-from mqi_hpc.infrastructure.repositories.sqlite import CaseRepository, JobRepository, ResourceRepository
+from mqi_hpc.infrastructure.repositories.sqlite import CaseRepository, JobRepository, ResourceRepository, Rows
 
-__all__ = ["CaseRepository", "JobRepository", "ResourceRepository"]
+__all__ = ["CaseRepository", "JobRepository", "ResourceRepository", "Rows"]

@@ -15,14 +15,22 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (
 
 
 def encode(value: Case | Job | Task) -> str:
-    """Return a value as JSON."""
-    return _ADAPTERS[type(value)].dump_json(value).decode()
+    """Return a value as JSON; raises StateError where it would not come back as it is."""
+    kind = type(value)
+    try:
+        text = _ADAPTERS[kind].dump_json(value).decode()
+        whole = _ADAPTERS[kind].validate_json(text, strict=True) == value
+    except ValueError as error:
+        raise StateError(f"a {kind.__name__} cannot be kept: {error}") from error
+    if not whole:
+        raise StateError(f"a {kind.__name__} cannot be kept: it holds what JSON has no word for")
+    return text
 
 
 def decode(kind: type[Model], text: str) -> Model:
     """Return the value in `text`; raises StateError where it is none of its kind."""
     try:
-        value: Model = _ADAPTERS[kind].validate_json(text)
+        value: Model = _ADAPTERS[kind].validate_json(text, strict=True)
     except ValidationError as error:
         raise StateError(f"a stored {kind.__name__} cannot be read: {error}") from error
     return value

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.models import Case, Job, Task, TaskType
 from mqi_hpc.infrastructure.repositories.codec import decode, encode
 
 _KINDS = list(TaskType)
 
 
-class CaseRepository:
-    """ICaseRepository on a connection with an open transaction."""
+class Rows:
+    """A connection for as long as one transaction lasts.
+
+    After it each statement would stand by itself, committed: so there is none after it.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._ended = False
+
+    def execute(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
+        """Run one statement; raises StateError where the transaction has ended."""
+        self.check()
+        return self._db.execute(sql, values)
+
+    def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
+        """Run one statement for each of `values`."""
+        self.check()
+        self._db.executemany(sql, values)
+
+    def check(self) -> None:
+        """Raise StateError where the transaction has ended, or an error within it has undone it."""
+        if self._ended or not self._db.in_transaction:
+            raise StateError("the transaction has ended; nothing can be read or kept through it any more")
+
+    def end(self) -> None:
+        """Refuse everything from now on."""
+        self._ended = True
+
+
+class CaseRepository:
+    """ICaseRepository within a transaction."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._db = rows
 
     def get(self, case_id: str) -> Case | None:
         """Return a case, None where there is none."""
@@ -46,10 +78,10 @@ class CaseRepository:
 
 
 class JobRepository:
-    """IJobRepository on a connection with an open transaction."""
+    """IJobRepository within a transaction."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def __init__(self, rows: Rows) -> None:
+        self._db = rows
 
     def get(self, job_id: str) -> Job | None:
         """Return a job, None where there is none."""
@@ -111,10 +143,10 @@ class JobRepository:
 
 
 class ResourceRepository:
-    """IResourceRepository on a connection with an open transaction."""
+    """IResourceRepository within a transaction."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def __init__(self, rows: Rows) -> None:
+        self._db = rows
 
     def holdings(self) -> dict[str, int]:
         """Return how many slots each job holds."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import string
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mqi_hpc.core.errors import StateError
+from mqi_hpc.infrastructure.state.publish import first_to_publish
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _ID = re.compile(r"[a-z][a-z0-9]{5}\Z")
@@ -39,6 +38,7 @@ def load_or_create_instance(state_file: Path) -> Instance:
     path = instance_file(state_file)
     try:
         if not path.exists():
+            _refuse_orphan(state_file, path)
             _create(path)
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:
@@ -47,7 +47,7 @@ def load_or_create_instance(state_file: Path) -> Instance:
                 where=str(path),
                 fix=f"chmod 600 {path}",
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise StateError(
             f"the instance file cannot be used: {error.strerror}",
@@ -57,31 +57,25 @@ def load_or_create_instance(state_file: Path) -> Instance:
     return _parse(text, path)
 
 
+def _refuse_orphan(state_file: Path, path: Path) -> None:
+    # Whoever makes a store has made its identity before: another one would find none of its cases.
+    if state_file.exists() and state_file.stat().st_size:
+        raise StateError(
+            "the store is there, its instance file is not",
+            where=str(path),
+            fix="Bring it back from a backup: its secret names the cases on the cluster",
+        )
+
+
 def _create(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     first = secrets.choice(string.ascii_lowercase)
     identity = first + "".join(secrets.choice(_ALPHABET) for _ in range(5))
     text = json.dumps({"id": identity, "secret": secrets.token_hex(_SECRET_BYTES)})
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"{text}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # The first starter wins, for ever.
-        with suppress(FileExistsError):
-            os.link(fresh, path)
-    finally:
-        fresh.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with first_to_publish(path) as fresh:
+        fresh.write_text(f"{text}\n", encoding="utf-8")
 
 
-def _parse(text: str, path: Path) -> Instance:
+def _parse(text: bytes, path: Path) -> Instance:
     try:
         value = json.loads(text)
         identity, secret = value["id"], bytes.fromhex(value["secret"])

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.interfaces import IClock
-from mqi_hpc.infrastructure.repositories import CaseRepository, JobRepository, ResourceRepository
-
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE cases (
-  case_id TEXT PRIMARY KEY, site TEXT NOT NULL, instance TEXT NOT NULL, label TEXT NOT NULL UNIQUE,
-  status TEXT NOT NULL, folder TEXT NOT NULL, created_at REAL NOT NULL, body TEXT NOT NULL) STRICT;
-CREATE TABLE jobs (
-  job_id TEXT PRIMARY KEY, case_id TEXT NOT NULL REFERENCES cases, number INTEGER NOT NULL,
-  name TEXT NOT NULL, status TEXT NOT NULL, submit_state TEXT NOT NULL, body TEXT NOT NULL,
-  UNIQUE (case_id, number)) STRICT;
-CREATE TABLE tasks (
-  task_id TEXT PRIMARY KEY, job_id TEXT NOT NULL REFERENCES jobs, kind INTEGER NOT NULL,
-  number INTEGER NOT NULL, status TEXT NOT NULL, body TEXT NOT NULL) STRICT;
-CREATE INDEX tasks_of_job ON tasks (job_id, kind, number);
-CREATE TABLE files (
-  job_id TEXT NOT NULL REFERENCES jobs, path TEXT NOT NULL, content BLOB NOT NULL,
-  PRIMARY KEY (job_id, path)) STRICT;
-CREATE TABLE holdings (job_id TEXT PRIMARY KEY, slots INTEGER NOT NULL) STRICT;
-CREATE TABLE events (
-  number INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, case_id TEXT, data TEXT NOT NULL,
-  digest TEXT NOT NULL UNIQUE) STRICT;
-CREATE INDEX events_of_case ON events (case_id, number);
-CREATE TRIGGER events_stay BEFORE UPDATE ON events
-  BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
-CREATE TRIGGER events_remain BEFORE DELETE ON events
-  BEGIN SELECT RAISE(ABORT, 'events are never removed'); END;
-"""
+from mqi_hpc.infrastructure.repositories import CaseRepository, JobRepository, ResourceRepository, Rows
+from mqi_hpc.infrastructure.state.schema import SCHEMA_VERSION, create
 
 
 class SqliteStateManager:
@@ -54,17 +26,20 @@ class SqliteStateManager:
         self._clock = clock
         self._inside = False
         with _in_words(path):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            old = os.umask(0o077)
+            if not path.exists():
+                self._refuse_orphan()
+                create(path, instance)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             try:
-                self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+                self._check()
+                if path.stat().st_mode & 0o077:
+                    path.chmod(0o600)
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("PRAGMA foreign_keys=ON")
-                self._migrate()
-            finally:
-                os.umask(old)
+            except BaseException:
+                self._db.close()
+                raise
 
     @property
     def instance(self) -> str:
@@ -81,73 +56,102 @@ class SqliteStateManager:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[StateTransaction]:
-        """Open a transaction: it stands, durably, when the block ends well; else nothing of it does."""
+    def transaction(self, *, write: bool = True) -> Iterator[StateTransaction]:
+        """Open a transaction: it stands, durably, when the block ends well; else nothing of it does.
+
+        With `write` false it sees one committed state, waits for no writer and may change nothing.
+        """
         if self._inside:
             raise StateError("a transaction within a transaction")
         self._inside = True
+        rows = Rows(self._db)
         try:
             with _in_words(self.path):
-                self._db.execute("BEGIN IMMEDIATE")
-            try:
-                with _in_words(self.path):
-                    yield StateTransaction(self._db, self._clock)
-                    self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+                if not write:
+                    self._db.execute("PRAGMA query_only=ON")
+                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            # What the block itself does beside the store keeps its own errors: OSError is not ours here.
+            with _in_words(self.path, (sqlite3.Error,)):
+                yield StateTransaction(rows, self._clock)
+                rows.check()
+                self._db.execute("COMMIT")
         finally:
+            rows.end()
             self._inside = False
+            self._roll_back()
+            self._db.execute("PRAGMA query_only=OFF")
 
     def verify(self) -> str | None:
         """Return what is wrong with the chain of events, None where it is whole."""
-        with self.transaction() as unit:
+        with self.transaction(write=False) as unit:
             return unit.verify()
 
-    def _migrate(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA_VERSION:
-                raise StateError(
-                    f"the store is of version {version}, this program knows {SCHEMA_VERSION}",
-                    where=str(self.path),
-                    fix="Use the newer mqi-hpc that wrote it",
-                )
-            if version == 0:
-                for statement in _statements(_SCHEMA):
-                    self._db.execute(statement)
-                self._db.execute("INSERT INTO meta VALUES ('instance', ?), ('head', '')", [self._instance])
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            (owner,) = self._db.execute("SELECT value FROM meta WHERE name='instance'").fetchone()
-            if owner != self._instance:
-                raise StateError(
-                    f"the store belongs to instance {owner}, not {self._instance}",
-                    where=str(self.path),
-                    fix="Store and .instance file belong together: bring back the one that is missing",
-                )
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
+    def _roll_back(self) -> None:
+        # SQLite has done it by itself after some errors; a connection that cannot will at its next opening.
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _refuse_orphan(self) -> None:
+        # SQLite would take a journal left behind for the new file's own.
+        left = self.path.with_name(f"{self.path.name}-wal")
+        # Looked at again: another process may just have made the store, and its journal after it.
+        if left.exists() and not self.path.exists():
+            raise StateError(
+                "the store is gone, but its journal is still there",
+                where=str(left),
+                fix=f"Bring {self.path.name} back beside it, or move it away to begin anew",
+            )
+
+    def _check(self) -> None:
+        # One statement sees one state of the file.
+        version, tables = self._db.execute(
+            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+        ).fetchone()
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"the store is of version {version}, this program knows {SCHEMA_VERSION}",
+                where=str(self.path),
+                fix="Use the newer mqi-hpc that wrote it",
+            )
+        if version != SCHEMA_VERSION:
+            raise StateError(
+                "this is a database of another program" if tables else "the file is empty: this is no store",
+                where=str(self.path),
+                fix="Bring the store back from a backup, or name another file in app.state_file",
+            )
+        meta = dict(self._db.execute("SELECT name, value FROM meta").fetchall())
+        if not meta.keys() >= {"instance", "head"}:
+            raise StateError(
+                "the store does not say whose it is: it is damaged, or another program's",
+                where=str(self.path),
+                fix="Bring it back from a backup, or name another file in app.state_file",
+            )
+        if meta["instance"] != self._instance:
+            raise StateError(
+                f"the store belongs to instance {meta['instance']}, not {self._instance}",
+                where=str(self.path),
+                fix="Store and .instance file belong together: bring back the one that is missing",
+            )
 
 
 class StateTransaction:
     """IUnit: the repositories and events of one transaction."""
 
-    def __init__(self, db: sqlite3.Connection, clock: IClock) -> None:
-        self._db = db
+    def __init__(self, rows: Rows, clock: IClock) -> None:
+        self._db = rows
         self._clock = clock
-        self.cases = CaseRepository(db)
-        self.jobs = JobRepository(db)
-        self.resources = ResourceRepository(db)
+        self.cases = CaseRepository(rows)
+        self.jobs = JobRepository(rows)
+        self.resources = ResourceRepository(rows)
 
     def event(self, kind: str, case_id: str | None, data: Mapping[str, Any]) -> None:
         """Append an event to the chain."""
         head = self.audit_head()
         (number,) = self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM events").fetchone()
-        at, body = self._clock.now(), json.dumps(dict(data), sort_keys=True, separators=(",", ":"))
+        # A float, as the column gives it back: an integer's digest would not be found again.
+        at = float(self._clock.now())
+        body = json.dumps(dict(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = _digest(head, [number, at, kind, case_id, body])
         self._db.execute(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", [number, at, kind, case_id, body, digest]
@@ -187,23 +191,18 @@ def _digest(head: str, event: list[Any]) -> str:
     return hashlib.sha256(json.dumps([head, *event]).encode()).hexdigest()
 
 
-def _statements(script: str) -> list[str]:
-    found, rest = [], ""
-    for line in script.splitlines():
-        rest += line + "\n"
-        if sqlite3.complete_statement(rest):
-            found.append(rest)
-            rest = ""
-    return found
-
-
 @contextmanager
-def _in_words(path: Path) -> Iterator[None]:
+def _in_words(path: Path, errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
-        raise StateError(
-            f"the store cannot be used: {error}",
-            where=str(path),
-            fix="Check the disk and the permissions; nothing that was committed is lost",
-        ) from error
+    except errors as error:
+        raise StateError(f"the store cannot be used: {error}", where=str(path), fix=_fix(error)) from error
+
+
+def _fix(error: Exception) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_BUSY"):
+        return "Another mqi-hpc has been writing for a minute: see whether it still moves"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return "Keep this file for whoever looks into it, and bring the store back from a backup"
+    return "Check the disk and the permissions; nothing that was committed is lost"
