@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from mqi_hpc.records.chain import Grid
@@ -88,6 +89,8 @@ def write_rtdose(
 def dose_grid_scaling(maximum: float) -> str:
     """Return Gy per stored unit as a decimal string of at most 16 characters, rounded up: nothing clips."""
     exact = maximum / _MOST
+    if exact < sys.float_info.min:
+        raise ValueError(f"a dose maximum of {maximum} Gy is too small for a DoseGridScaling")
     for digits in range(11, 0, -1):
         text = f"{exact:.{digits}E}"
         if float(text) * _MOST < maximum:
@@ -99,18 +102,18 @@ def dose_grid_scaling(maximum: float) -> str:
 
 
 def range80(dose: Values, grid: Grid) -> Optional[float]:
-    """Return the depth (mm) below the high-z face at which the laterally integrated dose has fallen to 80 %.
+    """Return the depth (mm) below the high-z face of the laterally integrated dose's distal 80 %.
 
-    Linear between voxel centres; None where it does not fall so far within the grid.
+    It is the deepest such place, so that a gap between layers is not taken for the end. Linear between
+    voxel centres; None where the dose does not fall so far within the grid.
     """
     depth_dose = dose.sum(axis=(1, 2))[::-1]
-    peak = int(depth_dose.argmax())
-    limit = 0.8 * float(depth_dose[peak])
-    for n in range(peak + 1, len(depth_dose)):
-        if depth_dose[n] < limit:
-            before, here = float(depth_dose[n - 1]), float(depth_dose[n])
-            return (n - 0.5 + (before - limit) / (before - here)) * grid.spacing[2]
-    return None
+    limit = 0.8 * float(depth_dose.max())
+    last = int((depth_dose >= limit).nonzero()[0][-1])
+    if last + 1 == len(depth_dose):
+        return None
+    before, beyond = float(depth_dose[last]), float(depth_dose[last + 1])
+    return (last + 0.5 + (before - limit) / (before - beyond)) * grid.spacing[2]
 
 
 def entrance(grid: Grid) -> float:
@@ -160,9 +163,11 @@ def _place(dataset: Any, grid: Grid) -> None:
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing = [_ds(dy), _ds(dx)]
     dataset.SliceThickness = _ds(dz)
-    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = ny, nx, nz
-    dataset.FrameIncrementPointer = Tag("GridFrameOffsetVector")
-    dataset.GridFrameOffsetVector = [_ds(n * dz) for n in range(nz)]
+    dataset.Rows, dataset.Columns = ny, nx
+    if nz > 1:  # a single plane is no multi-frame image, and the offsets are two or more
+        dataset.NumberOfFrames = nz
+        dataset.FrameIncrementPointer = Tag("GridFrameOffsetVector")
+        dataset.GridFrameOffsetVector = [_ds(n * dz) for n in range(nz)]
 
 
 def _quantify(dataset: Any, dose_type: str, scaling: str) -> None:
@@ -178,7 +183,7 @@ def _quantify(dataset: Any, dose_type: str, scaling: str) -> None:
     dataset.DoseType = dose_type
     dataset.DoseSummationType = "BEAM"
     dataset.DoseGridScaling = DSfloat(scaling)
-    dataset.TissueHeterogeneityCorrection = "IMAGE"
+    dataset.TissueHeterogeneityCorrection = "WATER"
 
 
 def _explain(dataset: Any, grid: Grid, engine: str, engine_version: str, origin: str) -> None:
@@ -187,11 +192,17 @@ def _explain(dataset: Any, grid: Grid, engine: str, engine_version: str, origin:
     warning = "NOT FOR CLINICAL USE" if standin else ""
     face = f"the beam enters at the face z = {entrance(grid):g} mm towards -z"
     dataset.Manufacturer = "mqi-hpc"
-    dataset.ManufacturerModelName = engine[:_LO]
-    dataset.SoftwareVersions = (engine_version or "unknown")[:_LO]
+    dataset.ManufacturerModelName = _plain(engine, _LO)
+    dataset.SoftwareVersions = _plain(engine_version, _LO)
     dataset.SeriesDescription = warning or "Dose recomputed from delivery logs"
     dataset.DoseComment = (warning or f"entrance z = {entrance(grid):g} mm, towards -z")[:_LO]
-    dataset.ImageComments = "; ".join(part for part in (warning, origin, face) if part)[:_ST]
+    dataset.ImageComments = _plain("; ".join(part for part in (warning, face, origin) if part), _ST)
+
+
+def _plain(text: str, most: int) -> str:
+    """Return `text` so that it fits a DICOM string of any character set: ASCII, no control, no backslash."""
+    kept = "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in text)
+    return kept[:most].strip() or "unknown"
 
 
 def _refer(dataset: Any, plan: Any, beam_number: int) -> None:

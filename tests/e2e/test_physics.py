@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mqi_hpc.infrastructure.config import default_machines
 from mqi_hpc.infrastructure.intake import write_delivery
 from mqi_hpc.infrastructure.intake.sample import Layer, sample_plan
 from tests.support.cluster import ROOT
+from tests.support.dciodvfy import complaints, needs_dciodvfy
 from tests.support.dose_reader import DoseFile
 from tests.support.local_chain import local_chain
 
@@ -83,16 +83,14 @@ def test_the_file_is_the_raw_dose_voxel_by_voxel(tmp_path: Path) -> None:
     assert dose.values.max() == pytest.approx(values.max(), rel=1e-9)
 
 
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian: dicom3tools) is missing")
+@needs_dciodvfy
 @pytest.mark.parametrize("plan", ["sample", "fixture"])
 def test_dciodvfy_finds_no_error(tmp_path: Path, plan: str) -> None:
     if plan == "fixture" and not FIXTURE.exists():
         pytest.skip("the fixture is not here")
     folder = one_beam(tmp_path / "case", 100.0) if plan == "sample" else fixture_case(tmp_path / "case")
     for path in local_chain(folder, tmp_path / "home", **WITH_TR2).run_all().values():
-        done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
-        lines = (done.stdout + done.stderr).splitlines()
-        assert [line for line in lines if line.startswith("Error")] == []
+        assert complaints(path, tmp_path) == []
 
 
 WITH_TR2 = {

@@ -34,8 +34,7 @@ class DoseFile:
         """Depth (mm) below `entrance` (z, mm; the beam runs towards -z) of the distal 80 %, interpolated."""
         order = np.argsort(-self.z)
         depth, curve = entrance - self.z[order], self.values.sum(axis=(0, 1))[order]
-        peak = int(np.argmax(curve))
-        level = 0.8 * curve[peak]
-        below = peak + int(np.argmax(curve[peak:] < level))
-        assert curve[below] < level, "the dose does not fall to 80 % within the grid"
+        level = 0.8 * curve.max()
+        below = int(np.flatnonzero(curve >= level)[-1]) + 1
+        assert below < len(curve), "the dose does not fall to 80 % within the grid"
         return float(np.interp(level, [curve[below], curve[below - 1]], [depth[below], depth[below - 1]]))

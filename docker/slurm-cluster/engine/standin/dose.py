@@ -44,13 +44,13 @@ def compute(grid: Grid, layers: list, protons_per_count: float) -> np.ndarray:
     curves = np.zeros((nz, len(layers)))
     maps = np.zeros((len(layers), ny * nx))
     for n, layer in enumerate(layers):
+        # Depth counts from the high-z face; the array's z rises.
+        curves[:, n] = depth_dose(layer.energy, depth_edges)[::-1]
         xs, ys, counts = _binned(layer.samples)
         sigma = lateral_sigma_mm(layer.energy)
         in_x = lateral(grid.edges(0), xs, sigma)
         in_y = lateral(grid.edges(1), ys, sigma)
         maps[n] = (in_y.T @ (counts @ in_x)).ravel()
-        # Depth counts from the high-z face; the array's z rises.
-        curves[:, n] = depth_dose(layer.energy, depth_edges)[::-1]
     # MeV/mm over mm2 of water of 1e-3 g/mm3.
     factor = protons_per_count * GY_PER_MEV_PER_G / (grid.unit[0] * grid.unit[1] * 1e-3)
     return (curves @ maps * factor).reshape(nz, ny, nx)

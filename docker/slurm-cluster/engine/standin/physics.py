@@ -23,14 +23,16 @@ _FINE = 0.1
 def csda_range_mm(energy: float) -> float:
     """CSDA range in water (mm) of protons of `energy` (MeV): log-log between PSTAR's values."""
     x, y = zip(*_PSTAR)
+    if not x[0] <= energy <= x[-1]:
+        raise ValueError(f"{energy:g} MeV is outside the range table, {x[0]} to {x[-1]} MeV")
     return 10.0 * math.exp(float(np.interp(math.log(energy), np.log(x), np.log(y))))
 
 
 def straggling_mm(energy: float) -> float:
-    """Width (mm) of range straggling and a 1 % spread of the beam's energy (Bortfeld 1997, eq. 18 and 19)."""
+    """Width (mm) of range straggling and a 0.3 % energy spread (Bortfeld 1997, eq. 18 and 19)."""
     r0 = csda_range_mm(energy) / 10.0
     mono = 0.012 * r0**0.935
-    spread = 0.01 * energy * _ALPHA * _P * energy ** (_P - 1) * 0.3
+    spread = 0.003 * energy * _ALPHA * _P * energy ** (_P - 1)
     return 10.0 * math.hypot(mono, spread)
 
 

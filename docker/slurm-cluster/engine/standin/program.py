@@ -55,6 +55,8 @@ def _run(path: Path) -> int:
     if beam is None:
         raise Thrown("Invalid beam number.")
     grid = Grid(*(_three(given, name, default) for name, default in _PHANTOM))
+    if min(*grid.size, *grid.unit) < 1:
+        raise Thrown(f"the phantom has {grid.size} voxels of {grid.unit} mm")
     layers = _layers(logs, number, given.text("LogDialect", "rows"))
     fault = fault_of(number)
     if fault == "hang":
@@ -66,7 +68,10 @@ def _run(path: Path) -> int:
         return int(fault.split()[1])
     print(f"beam {number}: {len(layers)} layers with 1 batches", flush=True)
     print("Generating particles for (1 of 1 batches) in CPU ..", flush=True)
-    dose = compute(grid, layers, given.real("ParticlesPerHistory", 1.0))
+    try:
+        dose = compute(grid, layers, given.real("ParticlesPerHistory", 1.0))
+    except ValueError as error:
+        raise Thrown(str(error)) from None
     print("Simlulation finalizing..", flush=True)
     name = f"{_name(plan, beam, fault)}_{_beamline(beam)}_Dose.raw"
     return _write(output, name, _spoilt(dose, fault), overwrite=given.flag("OverwriteResults", False))
@@ -93,7 +98,7 @@ def _folders(given: Parameters):
     if parent is None:
         raise Thrown("ParentDir is not provided")
     absolute = given.flag("UseAbsolutePath", False)
-    base = Path("/") if absolute else Path(parent)
+    base = Path() if absolute else Path(parent)
     dicom = given.text("DicomPath" if absolute else "DicomDir", None) or given.text("DicomDir", None)
     if dicom is None:
         raise Thrown("ParentDir is not provided")
@@ -137,13 +142,21 @@ def _layers(logs: Path, number: int, dialect: str):
         match = _ENERGY.search(name)
         if match is None:
             raise Thrown(f"no energy in the log's name {name}")
-        layers.append(Layer(float(match[1]), _samples(field / name, dialect)))
+        try:
+            layer = Layer(float(match[1]), _samples(field / name, dialect))
+        except (ValueError, OSError) as error:
+            raise Thrown(f"the log {name} cannot be read: {error}") from None
+        if not np.isfinite(layer.samples).all() or (layer.samples[:, 2] < 0).any():
+            raise Thrown(f"the log {name} has a place or count that is no number, or a negative count")
+        layers.append(layer)
     return layers
 
 
 def _samples(path: Path, dialect: str) -> np.ndarray:
     """x, y, count of a log in the dialect that was asked for; the other is refused, not misread."""
     text = path.read_text()
+    if dialect not in ("rows", "flat"):
+        raise Thrown(f"LogDialect is {dialect!r}, not rows or flat")
     if dialect == "flat":
         values = (
             np.array([float(value) for value in text.strip().split(",")]) if "\n" not in text.strip() else []
