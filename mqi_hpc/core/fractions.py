@@ -62,7 +62,7 @@ def decide(
 
     `chosen` names deliveries (folder, or its last part) that are one fraction by a person's word.
     """
-    setup = [d.folder for d in deliveries if not d.faults and is_setup(d, plans)]
+    setup = [d.folder for d in deliveries if is_setup(d, plans)]
     rest = [d for d in deliveries if d.folder not in setup]
     if chosen is not None:
         picked = [d for d in rest if {d.folder, d.folder.rsplit("/", 1)[-1]} & set(chosen)]
@@ -119,7 +119,7 @@ def _settle(
 def _sorted(mine: Sequence[Owned]) -> list[Owned]:
     if all(one.delivery.started is not None for one in mine):
         return sorted(mine, key=lambda one: (str(one.delivery.started), one.delivery.folder))
-    return sorted(mine, key=lambda one: one.delivery.folder)
+    return sorted(mine, key=lambda one: (_name(one.delivery), one.delivery.folder))
 
 
 def _group(plan: Plan, mine: Sequence[Owned], gap: timedelta | None) -> list[_Open]:
@@ -132,10 +132,11 @@ def _group(plan: Plan, mine: Sequence[Owned], gap: timedelta | None) -> list[_Op
             opened.append(_Open(plan))
         _add(opened[-1], one)
         before = delivery.started or before
-    for number, (a, b) in enumerate(pairwise(mine)):
-        if _disagree(a.delivery, b.delivery):
-            said = f"its name says it came after {b.delivery.folder}, its PlanInfo before"
-            _holder(opened, mine[number]).faults.append(Fault(a.delivery.folder, said))
+    stamped = [one.delivery for one in mine if _is_stamp(_name(one.delivery))]
+    for a, b in pairwise(stamped):
+        if a.started != b.started and _name(a) > _name(b):
+            said = f"its name says it came after {b.folder}, its PlanInfo before"
+            _holder(opened, a).faults.append(Fault(a.folder, said))
     return opened
 
 
@@ -165,12 +166,13 @@ def _add(current: _Open, one: Owned) -> None:
     pieces.append(delivery)
 
 
-def _holder(opened: Sequence[_Open], one: Owned) -> _Open:
-    return next(fraction for fraction in opened if one.delivery.folder in fraction.names)
+def _holder(opened: Sequence[_Open], delivery: Delivery) -> _Open:
+    return next(fraction for fraction in opened if delivery.folder in fraction.names)
 
 
-def _disagree(a: Delivery, b: Delivery) -> bool:
-    """Whether two folders, where they are time stamps, stand in another order than their times."""
-    names = [d.folder.rsplit("/", 1)[-1] for d in (a, b)]
-    stamps = all(len(name) == _STAMP_DIGITS and name.isdecimal() for name in names)
-    return stamps and a.started != b.started and names[0] > names[1]
+def _name(delivery: Delivery) -> str:
+    return delivery.folder.rsplit("/", 1)[-1]
+
+
+def _is_stamp(name: str) -> bool:
+    return len(name) == _STAMP_DIGITS and name.isdecimal()

@@ -19,7 +19,9 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        # A name may hold what a terminal obeys.
+        path = self.path if self.path.isprintable() else repr(self.path)
+        return f"{path}: {self.message}" if path else self.message
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,13 @@ class Owned:
 
 
 def is_setup(delivery: Delivery, plans: Sequence[Plan]) -> bool:
-    """Whether a delivery is of a beam that every plan which has it calls a set-up beam."""
+    """Whether a delivery is of a beam that every plan of its patient which has it calls a set-up beam.
+
+    Another patient's or study's is none: it does not belong here, whatever was delivered.
+    """
     number = delivery.beam_number
-    return any(number in plan.setup for plan in plans) and not any(plan.beam(number) for plan in plans)
+    mine = [plan for plan in plans if not _strange(delivery, plan)]
+    return any(number in plan.setup for plan in mine) and not any(plan.beam(number) for plan in mine)
 
 
 def owner(delivery: Delivery, plans: Sequence[Plan]) -> Owned:
@@ -51,12 +55,9 @@ def owner(delivery: Delivery, plans: Sequence[Plan]) -> Owned:
 def _misfits(delivery: Delivery, plan: Plan) -> list[Fault]:
     info = delivery.info.path if delivery.info else delivery.folder
     table = delivery.range.path if delivery.range else delivery.folder
-    found = []
-    if delivery.patient_id != plan.patient_id:
-        # The ids themselves are not said: messages reach logs and screens.
-        found.append(Fault(info, "wrong patient: DICOM_PATIENT_ID is not the plan's PatientID"))
-    if delivery.study_uid and delivery.study_uid != plan.study_uid:
-        found.append(Fault(info, "wrong study: DICOM_STUDY_INS_UID is not the plan's StudyInstanceUID"))
+    found = _strange(delivery, plan)
+    if delivery.beam_number in plan.setup:
+        return [*found, Fault(info, f"beam {delivery.beam_number} is a set-up beam of the plan")]
     beam = plan.beam(delivery.beam_number)
     if beam is None:
         numbers = ", ".join(str(beam.number) for beam in plan.beams)
@@ -77,4 +78,16 @@ def _misfits(delivery: Delivery, plan: Plan) -> list[Fault]:
                     f"layer {row.layer} has {row.energy:g} MeV, beam {beam.number} of the plan {planned:g}",
                 )
             )
+    return found
+
+
+def _strange(delivery: Delivery, plan: Plan) -> list[Fault]:
+    """Return what tells that a delivery is of another patient or study than a plan."""
+    info = delivery.info.path if delivery.info else delivery.folder
+    found = []
+    if delivery.patient_id != plan.patient_id:
+        # The ids themselves are not said: messages reach logs and screens.
+        found.append(Fault(info, "wrong patient: DICOM_PATIENT_ID is not the plan's PatientID"))
+    if delivery.study_uid and delivery.study_uid != plan.study_uid:
+        found.append(Fault(info, "wrong study: DICOM_STUDY_INS_UID is not the plan's StudyInstanceUID"))
     return found

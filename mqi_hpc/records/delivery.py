@@ -11,6 +11,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Dict, List, Optional, Sequence
 
 from mqi_hpc.records.form import FormatError
@@ -23,6 +24,8 @@ PLAN_ON = 0x8000
 """Flag bit 15: the plan wants the beam on."""
 ENERGY_TOLERANCE = 0.05
 """MeV: PlanRange gives energies with fewer digits than the plan."""
+MOST_LAYERS = 1000
+"""A layer has three digits in its log's name."""
 RANGE_COLUMNS = (
     "RESULT_ID",
     "LAYER_NO",
@@ -37,7 +40,8 @@ RANGE_COLUMNS = (
     "PLAN_SCAN_OUT_FL_NM",
 )
 _STAMP = re.compile(r"[0-9]{14}([0-9]{2})?\Z")
-_INTEGER = re.compile(r"[0-9]{1,6}\Z")
+_INTEGER = re.compile(r"([0-9]{1,6})(\.0*)?\Z")
+"""Spreadsheets and scripts write 3 as 3.0; nothing else can be meant by it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def parse_plan_info(text: str, name: str) -> PlanInfo:
     if not patient:
         raise FormatError(f"{name}: DICOM_PATIENT_ID is missing")
     irradiated = entries.get("TCSC_IRRAD_DATETIME", "")
-    if irradiated and not _STAMP.match(irradiated):
+    if irradiated and not _is_stamp(irradiated):
         raise FormatError(f"{name}: TCSC_IRRAD_DATETIME should be 16 digits, yyyymmddhhmmss and two more")
     start = _integer(entries, "START_LAYER_NUMBER", name) if entries.get("START_LAYER_NUMBER") else 1
     stop = _integer(entries, "STOP_LAYER_NUMBER", name)
@@ -110,7 +114,9 @@ def parse_plan_range(text: str, name: str) -> List[RangeRow]:
     missing = [c for c in ("LAYER_NO", "LAYER_ENERGY", "DOSE1_RANGE") if c not in header]
     if missing:
         raise FormatError(f"{name}: its first line should name the columns; missing: {', '.join(missing)}")
-    found: List[RangeRow] = []
+    if len(rows) > MOST_LAYERS:
+        raise FormatError(f"{name}: has {len(rows) - 1} rows, fewer than {MOST_LAYERS} layers are expected")
+    found: Dict[int, RangeRow] = {}
     for row in rows[1:]:
         cells = dict(zip(header, (cell.strip() for cell in row)))
         layer = _integer(cells, "LAYER_NO", name)
@@ -120,10 +126,13 @@ def parse_plan_range(text: str, name: str) -> List[RangeRow]:
             raise FormatError(f"{name}: LAYER_ENERGY of layer {layer} should be a number of MeV") from error
         if not math.isfinite(energy) or energy <= 0:
             raise FormatError(f"{name}: LAYER_ENERGY of layer {layer} should be a number of MeV")
-        if layer in [other.layer for other in found]:
+        if layer in found:
             raise FormatError(f"{name}: layer {layer} stands in it twice")
-        found.append(RangeRow(layer, energy, cells.get("DOSE1_RANGE", ""), cells.get("SCAN_OUT_FL_NM", "")))
-    return found
+        digit = cells.get("DOSE1_RANGE", "")
+        whole = _INTEGER.match(digit)
+        file = cells.get("SCAN_OUT_FL_NM", "")
+        found[layer] = RangeRow(layer, energy, whole[1] if whole else digit, file)
+    return list(found.values())
 
 
 def format_plan_info(info: PlanInfo, extra: Optional[Dict[str, str]] = None) -> str:
@@ -153,9 +162,22 @@ def _lines(text: str) -> List[str]:
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
+def _time(text: str) -> datetime:
+    # No time zone: it is the machine's own clock.
+    return datetime.strptime(text[:14], "%Y%m%d%H%M%S")  # noqa: DTZ007
+
+
+def _is_stamp(text: str) -> bool:
+    try:
+        return _STAMP.match(text) is not None and bool(_time(text))
+    except ValueError:
+        return False
+
+
 def _integer(entries: Dict[str, str], key: str, name: str) -> int:
     value = entries.get(key, "")
-    if not _INTEGER.match(value):
+    match = _INTEGER.match(value)
+    if match is None:
         what = "is missing" if not value else f"should be a whole number, not {value!r:.40}"
         raise FormatError(f"{name}: {key} {what}")
-    return int(value)
+    return int(match[1])

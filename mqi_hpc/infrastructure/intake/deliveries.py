@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -13,15 +13,24 @@ from mqi_hpc.records.delivery import ROW_BYTES, PlanInfo, RangeRow, parse_plan_i
 from mqi_hpc.records.form import FormatError
 
 _LAYER_AT_END = re.compile(r"_(\d{1,6})\.ptn\Z", re.IGNORECASE)
+_INFO = ("planinfo.txt",)
+_RANGE = ("planrange.csv", "planrange.txt")
+"""In the order of preference."""
+_MOST_LOG = 1024 * 1024 * 1024
+"""Bytes: a hundred times what the longest layer has."""
+_SHOWN = 20
 _STAMP = re.compile(r"\d{14}(\d{2})?\Z")
 
 
 def read_deliveries(tree: Tree, ranges: Collection[str]) -> list[Delivery]:
-    """Return every folder that holds a PlanInfo or .ptn; `ranges` are the known digits of DOSE1_RANGE."""
+    """Return every folder that holds a PlanInfo, PlanRange or .ptn.
+
+    `ranges` are the known digits of DOSE1_RANGE.
+    """
     found = []
     for folder, names in tree.folders.items():
         low = [name.lower() for name in names]
-        if "planinfo.txt" in low or any(name.endswith(".ptn") for name in low):
+        if any(name.endswith(".ptn") or name in (*_INFO, *_RANGE) for name in low):
             found.append(_Reader(tree, folder, names, ranges).read())
     return found
 
@@ -59,17 +68,19 @@ class _Reader:
         return f"{self.folder}/{name}" if self.folder else name
 
     def _fault(self, name: str, message: str) -> None:
-        self.faults.append(Fault(self._path(name), message))
+        self.faults.append(Fault(self._path(name) if name else self.folder or ".", message))
 
     def _named(self, *wanted: str) -> str | None:
         for want in wanted:
-            for name in self.names:
-                if name.lower() == want:
-                    return name
+            names = [name for name in self.names if name.lower() == want]
+            for other in names[1:]:
+                self._fault(other, f"differs from {names[0]} in capitals only: which is meant?")
+            if names:
+                return names[0]
         return None
 
     def _info(self) -> tuple[SourceFile | None, PlanInfo | None]:
-        name = self._named("planinfo.txt")
+        name = self._named(*_INFO)
         if name is None:
             self._fault("PlanInfo.txt", "is missing: it says which beam was delivered")
             return None, None
@@ -83,7 +94,7 @@ class _Reader:
         return None, None
 
     def _rows(self) -> tuple[SourceFile | None, list[RangeRow]]:
-        name = self._named("planrange.csv", "planrange.txt")
+        name = self._named(*_RANGE)
         if name is None:
             self._fault("PlanRange.txt", "is missing: it names the layers and their monitor ranges")
             return None, []
@@ -113,14 +124,21 @@ class _Reader:
                 self.faults.append(Fault(path, said))
 
     def _logs(self, rows: Sequence[RangeRow], info: PlanInfo | None) -> tuple[tuple[int, SourceFile], ...]:
-        logs = {name.lower(): name for name in self.names if name.lower().endswith(".ptn")}
+        logs: dict[str, str] = {}
+        for there in self.names:
+            low = there.lower()
+            if low.endswith(".ptn") and logs.setdefault(low, there) != there:
+                self._fault(there, f"differs from {logs[low]} in capitals only: which is meant?")
+        numbered: dict[int | None, list[str]] = {}
+        for log in logs.values():
+            numbered.setdefault(_layer_at_end(log), []).append(log)
         taken: dict[str, int] = {}
         found = []
         for row in rows:
-            name = self._log_of(row, logs)
+            name = _log_of(row, logs, numbered.get(row.layer, []))
             if name is None:
                 named = f" ({row.file})" if row.file else ""
-                self._fault(".", f"the .ptn of layer {row.layer} is missing{named}")
+                self._fault("", f"the .ptn of layer {row.layer} is missing{named}")
             elif name in taken:
                 self._fault(name, f"is named for layer {taken[name]} and for layer {row.layer}")
             else:
@@ -132,17 +150,9 @@ class _Reader:
         files = [(layer, self._log(name)) for layer, name in sorted(found)]
         return tuple((layer, file) for layer, file in files if file is not None)
 
-    def _log_of(self, row: RangeRow, logs: dict[str, str]) -> str | None:
-        named = re.split(r"[/\\]", row.file)[-1].lower()
-        for name in (named, f"{named}.ptn"):
-            if named and name in logs:
-                return logs[name]
-        numbered = [name for name in logs.values() if _layer_at_end(name) == row.layer]
-        return numbered[0] if len(numbered) == 1 else None
-
     def _log(self, name: str) -> SourceFile | None:
         try:
-            file, _ = read_file(self.tree.root, self._path(name))
+            file, _ = read_file(self.tree.root, self._path(name), most=_MOST_LOG, keep=False)
         except Unreadable as error:
             self.faults.append(error.fault)
             return None
@@ -152,13 +162,24 @@ class _Reader:
         return file
 
 
+def _log_of(row: RangeRow, logs: Mapping[str, str], numbered: Sequence[str]) -> str | None:
+    """Return the .ptn (`logs`: by name in small letters) that a row names, else the one of its number."""
+    named = re.split(r"[/\\]", row.file)[-1].lower()
+    for name in (named, f"{named}.ptn"):
+        if named and name in logs:
+            return logs[name]
+    return numbered[0] if len(numbered) == 1 else None
+
+
 def _layer_at_end(name: str) -> int | None:
     match = _LAYER_AT_END.search(name)
     return int(match[1]) if match else None
 
 
 def _layers(numbers: Sequence[int]) -> str:
-    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    some = ", ".join(map(str, numbers[:_SHOWN]))
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"layer{'s' if len(numbers) > 1 else ''} {some}{more}"
 
 
 def _time(stamp: str) -> datetime | None:

@@ -8,7 +8,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from mqi_hpc.core.errors import RejectedCase
 from mqi_hpc.core.intake import Fault, SourceFile
@@ -16,6 +18,8 @@ from mqi_hpc.core.intake import Fault, SourceFile
 IGNORED = ("*.extracting", "*.zip.tmp", "*.backup.*", "extract_*.tmp", ".*")
 """Names of what is still being copied, or kept aside."""
 _DEPTH = 4
+_MOST_FILES = 200_000
+"""More than any case has: 30 fractions of 8 beams of 100 layers are 50 thousand."""
 _CHUNK = 1024 * 1024
 _SMALL = 1024 * 1024
 """Most bytes of a text file of a delivery; real ones have a few thousand."""
@@ -36,6 +40,7 @@ class Tree:
     root: Path
     folders: dict[str, list[str]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    seen: int = 0
 
     def files(self) -> Iterator[str]:
         """Yield every file's path."""
@@ -47,8 +52,11 @@ class Tree:
 def walk(folder: str) -> Tree:
     """Return the files below `folder`; raises RejectedCase where it is no folder that can be read."""
     root = Path(folder)
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+    try:
+        what = "" if root.is_dir() else "is no folder" if root.exists() else "does not exist"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    if what:
         raise RejectedCase(f"rejected: {folder!r} {what}", fix="Name the folder of a case")
     tree = Tree(root)
     _walk(tree, "", 0)
@@ -57,12 +65,19 @@ def walk(folder: str) -> Tree:
 
 def _walk(tree: Tree, folder: str, depth: int) -> None:
     try:
-        entries = sorted(os.scandir(tree.root / folder), key=lambda entry: os.fsencode(entry.name))
+        with os.scandir(tree.root / folder) as found:
+            entries = list(islice(found, _MOST_FILES - tree.seen + 1))
     except OSError as error:
         tree.faults.append(Fault(shown(folder or "."), f"cannot be read: {error.strerror}"))
         return
+    tree.seen += len(entries)
+    if tree.seen > _MOST_FILES:
+        raise RejectedCase(
+            f"rejected: {str(tree.root)!r} holds more than {_MOST_FILES} files",
+            fix="Name the folder of a case",
+        )
     names = tree.folders.setdefault(folder, [])
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
         if any(fnmatchcase(entry.name, pattern) for pattern in IGNORED):
             continue
         path = f"{folder}/{entry.name}" if folder else entry.name
@@ -71,8 +86,10 @@ def _walk(tree: Tree, folder: str, depth: int) -> None:
         elif entry.is_symlink():
             tree.faults.append(Fault(path, "is a symbolic link: a case holds its own files"))
         elif entry.is_dir(follow_symlinks=False):
-            if depth < _DEPTH:
-                _walk(tree, path, depth + 1)
+            if depth == _DEPTH:
+                tree.faults.append(Fault(path, f"lies more than {_DEPTH} folders deep: no case is so deep"))
+                continue
+            _walk(tree, path, depth + 1)
         elif entry.is_file(follow_symlinks=False):
             names.append(entry.name)
         elif matters(entry.name):
@@ -90,25 +107,22 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_file(root: Path, path: str, *, most: int | None = None) -> tuple[SourceFile, bytes]:
-    """Return a file's digest and, where `most` allows, its bytes; else b"".
+def read_file(root: Path, path: str, *, most: int, keep: bool = True) -> tuple[SourceFile, bytes]:
+    """Return a file's digest and its bytes; b"" for them unless they are to be kept.
 
     Raises Unreadable where it cannot be read, is larger than `most`, or changes meanwhile.
     """
     try:
-        # Not following links, not waiting for a pipe's other end.
-        descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        with _open(root, path) as file:
             before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise Unreadable(path, "is no regular file")
-            if most is not None and before.st_size > most:
+            if before.st_size > most:
                 raise Unreadable(path, f"has {before.st_size} bytes, at most {most} are expected")
             digest, size, kept = hashlib.sha256(), 0, []
-            while chunk := file.read(_CHUNK):
+            # Not past `most`: a file that grows as fast as it is read has no end.
+            while size <= most and (chunk := file.read(_CHUNK)):
                 digest.update(chunk)
                 size += len(chunk)
-                if most is not None:
+                if keep:
                     kept.append(chunk)
             after = os.fstat(file.fileno())
     except OSError as error:
@@ -116,6 +130,25 @@ def read_file(root: Path, path: str, *, most: int | None = None) -> tuple[Source
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
         raise Unreadable(path, "changes while it is read: wait until it has been copied")
     return SourceFile(path, size, digest.hexdigest()), b"".join(kept)
+
+
+def read_head(root: Path, path: str, size: int) -> bytes:
+    """Return the first `size` bytes of a file; raises Unreadable where it cannot be read."""
+    try:
+        with _open(root, path) as file:
+            return file.read(size)
+    except OSError as error:
+        raise Unreadable(path, f"cannot be read: {error.strerror}") from error
+
+
+def _open(root: Path, path: str) -> BinaryIO:
+    # Not following links, not waiting for a pipe's other end.
+    descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise Unreadable(path, "is no regular file")
+    return file
 
 
 def read_text(root: Path, path: str) -> tuple[SourceFile, str]:

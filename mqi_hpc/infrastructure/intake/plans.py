@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -12,20 +13,23 @@ from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
 
 from mqi_hpc.core.intake import Fault, Plan, PlannedBeam, SourceFile
-from mqi_hpc.infrastructure.intake.folder import Tree, Unreadable, read_file
+from mqi_hpc.infrastructure.intake.folder import Tree, Unreadable, read_file, read_head
 
 ION_PLAN = "1.2.840.10008.5.1.4.1.1.481.8"
 PHOTON_PLAN = "1.2.840.10008.5.1.4.1.1.481.5"
 _SETUP_NAMES = ("setup", "site setup")
+_NO_DICOM = (".ptn", ".mgn", ".txt", ".csv")
+_HEAD = 64 * 1024
+"""Bytes within which a DICOM file says what it is."""
+_FIRST_GROUPS = (b"\x08\x00", b"\x02\x00", b"\x00\x08", b"\x00\x02")
+_SOP_CLASS = 0x00080016
+_ELEMENT_HEAD = 8
 _MOST = 256 * 1024 * 1024
 _MOST_NUMBER = 9999
-
-
-class _PhotonPlan(Unreadable):
-    """A plan, but not one of ions."""
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 def read_plans(tree: Tree, machines: Sequence[str]) -> tuple[list[Plan], list[Fault]]:
@@ -38,110 +42,149 @@ def read_plans(tree: Tree, machines: Sequence[str]) -> tuple[list[Plan], list[Fa
     photon: list[Fault] = []
     for path in tree.files():
         try:
-            dataset, file = _open(tree.root, path)
-            if dataset is None or file is None:
+            sop_class = _sop_class(tree.root, path)
+            if sop_class == PHOTON_PLAN:
+                photon.append(Fault(path, "is a photon plan (RT Plan); an RT Ion Plan is expected"))
+            if sop_class != ION_PLAN:
                 continue
-            plan = _plan(dataset, file, machines)
-            known = plans.setdefault(plan.sop_instance_uid, plan)
-            if known.file.sha256 != file.sha256:
-                raise Unreadable(path, f"is another plan than {known.file.path} under the same UID")
-        except _PhotonPlan as error:
-            photon.append(error.fault)
+            file, content = read_file(tree.root, path, most=_MOST)
+            plan, wrong = _plan(_read(content, path), file, machines)
+            faults += wrong
+            if plan is not None:
+                known = plans.setdefault(plan.sop_instance_uid, plan)
+                if known.file.sha256 != file.sha256:
+                    raise Unreadable(path, f"is another plan than {known.file.path} under the same UID")
         except Unreadable as error:
             faults.append(error.fault)
     # Beside an ion plan, a photon plan is one of the many things that are passed over.
     return list(plans.values()), faults if plans else [*faults, *photon]
 
 
-def _open(root: Path, path: str) -> tuple[Dataset | None, SourceFile | None]:
-    """Return an RT Ion Plan and its file; None where the file is no plan at all."""
+def _sop_class(root: Path, path: str) -> str | None:
+    """Return what a DICOM file is; None where it is none. Raises Unreadable where a .dcm cannot be read."""
     name = path.rsplit("/", 1)[-1].lower()
-    if not name.endswith(".dcm") and "." in name:
-        return None, None
-    sop_class = _sop_class(root / path, named=name.endswith(".dcm"), path=path)
-    if sop_class == PHOTON_PLAN:
-        raise _PhotonPlan(path, "is a photon plan (RT Plan); an RT Ion Plan is expected")
-    if sop_class != ION_PLAN:
-        return None, None
-    file, content = read_file(root, path, most=_MOST)
-    return _read(io.BytesIO(content), path), file
-
-
-def _sop_class(where: Path, *, named: bool, path: str) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                found = pydicom.dcmread(where, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-            except InvalidDicomError:
-                if not named:
-                    return None
-                # Some systems leave out the preamble.
-                found = pydicom.dcmread(
-                    where, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True
-                )
-        sop_class = found.get("SOPClassUID")
-    except Exception as error:
-        if named:
-            raise Unreadable(path, f"cannot be read as DICOM: {type(error).__name__}") from error
+    if name.endswith(_NO_DICOM):
         return None
-    if sop_class is None and named:
-        raise Unreadable(path, "cannot be read as DICOM: it names no SOP class")
-    return None if sop_class is None else str(sop_class)
-
-
-def _read(content: io.BytesIO, path: str) -> Dataset:
+    named = name.endswith(".dcm")
+    try:
+        head = read_head(root, path, _HEAD)
+    except Unreadable:
+        if named:
+            raise
+        return None
+    # Some systems leave out the preamble; then only the name says that the file may be DICOM.
+    if head[128:132] != b"DICM" and not (named and head.startswith(_FIRST_GROUPS)):
+        if named:
+            raise Unreadable(path, "cannot be read as DICOM: it does not begin like it")
+        return None
+    watched = _Watched(head)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(content, force=True)
+            found = read_partial(
+                watched,
+                stop_when=lambda tag, _vr, _length: tag > _SOP_CLASS,
+                specific_tags=[_SOP_CLASS],
+                force=True,
+            )
+            sop_class = str(found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or "")
+    except Exception as error:
+        raise Unreadable(path, f"cannot be read as DICOM: {type(error).__name__}") from error
+    if watched.cut:
+        raise Unreadable(path, "cannot be read as DICOM: it is cut off")
+    if not sop_class:
+        raise Unreadable(path, "cannot be read as DICOM: it names no SOP class")
+    return sop_class
+
+
+class _Watched(io.BytesIO):
+    """A file's bytes that tell whether a reader ran off their end: pydicom keeps that to itself."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.cut = False
+        self._ends = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read, and note where less is left than was asked for."""
+        chunk = super().read(size)
+        if size is not None and len(chunk) < size:
+            # A whole file's end is met once, where the head of a further element would be.
+            self._ends += 1
+            self.cut = self.cut or bool(chunk) or size != _ELEMENT_HEAD or self._ends > 1
+        return chunk
+
+
+def _read(content: bytes, path: str) -> Dataset:
+    watched = _Watched(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(watched, force=True)
             # Lazily read elements show their faults only when they are looked at.
             dataset.walk(lambda _, element: element.value)
     except Exception as error:
-        raise Unreadable(path, f"cannot be read as DICOM: {type(error).__name__}: {error}") from error
+        # Not its own words: they may quote an element, and so the patient.
+        said = "it is cut off" if watched.cut else type(error).__name__
+        raise Unreadable(path, f"cannot be read as DICOM: {said}") from error
+    if watched.cut:
+        raise Unreadable(path, "cannot be read as DICOM: it is cut off")
     return dataset
 
 
-def _plan(dataset: Dataset, file: SourceFile, machines: Sequence[str]) -> Plan:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _checked(dataset, file, machines)
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
-        raise Unreadable(file.path, f"is no usable RT Ion Plan: {error}") from error
-
-
-def _checked(dataset: Dataset, file: SourceFile, machines: Sequence[str]) -> Plan:
-    texts = {name: str(dataset.get(name) or "").strip() for name in ("SOPInstanceUID", "PatientID")}
-    for name, text in texts.items():
-        if not text:
-            raise Unreadable(file.path, f"has no {name}")
+def _plan(dataset: Dataset, file: SourceFile, machines: Sequence[str]) -> tuple[Plan | None, list[Fault]]:
+    """Return the plan, or None and all that is wrong with it."""
+    wrong: list[str] = []
+    uid, patient, study = (
+        str(dataset.get(name) or "").strip() for name in ("SOPInstanceUID", "PatientID", "StudyInstanceUID")
+    )
+    if not _UID.fullmatch(uid):
+        wrong.append("has no valid SOPInstanceUID" if uid else "has no SOPInstanceUID")
+    if not patient:
+        wrong.append("has no PatientID")
     setup, beams = [], []
-    for item in dataset.get("IonBeamSequence") or []:
-        number = int(item.BeamNumber)
-        if _is_setup(item):
+    for position, item in enumerate(dataset.get("IonBeamSequence") or [], start=1):
+        number = _integer(item.get("BeamNumber"))
+        if number is None or not 1 <= number <= _MOST_NUMBER:
+            wrong.append(f"the BeamNumber of its beam at place {position} is not from 1 to {_MOST_NUMBER}")
+        elif _is_setup(item):
             setup.append(number)
         else:
-            beams.append(_beam(item, number, file.path, machines))
-    if not beams:
-        raise Unreadable(file.path, "has no treatment beam")
+            beam, faults = _beam(item, number, machines)
+            wrong += faults
+            beams.append(beam)
     numbers = [beam.number for beam in beams] + setup
+    groups = _groups(dataset)
+    if not beams and not wrong:
+        wrong.append("has no treatment beam")
     if len(set(numbers)) != len(numbers):
-        raise Unreadable(file.path, "two of its beams have one BeamNumber")
-    if len(used := sorted({beam.machine for beam in beams})) != 1:
-        raise Unreadable(file.path, f"its beams are for several machines: {', '.join(used)}")
-    return Plan(
+        wrong.append("two of its beams have one BeamNumber")
+    if len(used := sorted({beam.machine for beam in beams} - {""})) > 1:
+        wrong.append(f"its beams are for several machines: {', '.join(used)}")
+    if not wrong and (unknown := sorted({n for group in groups for n in group} - set(numbers))):
+        said = f"its fraction group has beams {', '.join(map(str, unknown))}, which are not among its beams"
+        wrong.append(f"{said}: it is not whole")
+    if wrong:
+        return None, [Fault(file.path, said) for said in wrong]
+    plan = Plan(
         file=file,
-        sop_instance_uid=texts["SOPInstanceUID"],
-        patient_id=texts["PatientID"],
-        study_uid=str(dataset.get("StudyInstanceUID") or "").strip(),
+        sop_instance_uid=uid,
+        patient_id=patient,
+        study_uid=study,
         beams=tuple(beams),
         setup=tuple(setup),
-        groups=tuple(
-            tuple(int(ref.ReferencedBeamNumber) for ref in group.get("ReferencedBeamSequence") or [])
-            for group in dataset.get("FractionGroupSequence") or []
-        ),
+        groups=groups,
     )
+    return plan, []
+
+
+def _groups(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
+    found = []
+    for group in dataset.get("FractionGroupSequence") or []:
+        references = group.get("ReferencedBeamSequence") or []
+        numbers = (_integer(reference.get("ReferencedBeamNumber")) for reference in references)
+        found.append(tuple(number for number in numbers if number is not None))
+    return tuple(found)
 
 
 def _is_setup(item: Dataset) -> bool:
@@ -149,39 +192,61 @@ def _is_setup(item: Dataset) -> bool:
     return str(item.get("TreatmentDeliveryType") or "") == "SETUP" or any(n in _SETUP_NAMES for n in names)
 
 
-def _beam(item: Dataset, number: int, path: str, machines: Sequence[str]) -> PlannedBeam:
+def _beam(item: Dataset, number: int, machines: Sequence[str]) -> tuple[PlannedBeam, list[str]]:
+    """Return a treatment beam and what is wrong with it."""
+    wrong = []
     name = str(item.get("BeamName") or "").strip()
-    if not 1 <= number <= _MOST_NUMBER:
-        raise Unreadable(path, f"BeamNumber {number} is not from 1 to {_MOST_NUMBER}")
     if not name or not name.isprintable() or "/" in name:
-        raise Unreadable(path, f"beam {number} has no BeamName that can be a file name: {name!r}")
-    energies = _energies(item.get("IonControlPointSequence") or [])
-    if not energies or not all(math.isfinite(energy) and energy > 0 for energy in energies):
-        raise Unreadable(path, f"beam {number} has no energy layers with spots and a NominalBeamEnergy")
-    machine = str(item.get("TreatmentMachineName") or "").strip()
-    return PlannedBeam(
-        number=number, name=name, machine=_machine(machine, number, path, machines), energies=tuple(energies)
-    )
+        wrong.append(f"beam {number} has no BeamName that can be a file name: {name!r}")
+    points = list(item.get("IonControlPointSequence") or [])
+    count = _integer(item.get("NumberOfControlPoints"))
+    if count is not None and count != len(points):
+        wrong.append(f"beam {number} has {len(points)} control points; NumberOfControlPoints says {count}")
+    energies: list[float] = []
+    try:
+        energies = _energies(points)
+    except (TypeError, ValueError) as error:
+        wrong.append(f"beam {number} has control points that cannot be read: {error}")
+    else:
+        if not energies or not all(math.isfinite(energy) and energy > 0 for energy in energies):
+            wrong.append(f"beam {number} has no energy layers with spots and a NominalBeamEnergy")
+    machine, why = _machine(str(item.get("TreatmentMachineName") or "").strip(), machines)
+    if why:
+        wrong.append(f"the machine of beam {number}, {why}")
+    return PlannedBeam(number=number, name=name, machine=machine, energies=tuple(energies)), wrong
 
 
 def _energies(points: Sequence[Dataset]) -> list[float]:
     """Return the energy (MeV) of each layer: a control point with spots of positive weight.
 
     Line-scan plans keep their spots in private tags; there a layer is a control point from which the
-    cumulative meterset weight rises to the next. An energy left out is that of the point before.
+    cumulative meterset weight rises to the next. An energy left out is that of the point before. Raises
+    ValueError for weights that are no weights.
     """
     energy = math.nan
     energies, weights, metersets = [], [], []
+    spots = False
     for point in points:
         if point.get("NominalBeamEnergy") is not None:
             energy = float(point.NominalBeamEnergy)
         energies.append(energy)
-        weights.append(sum(_numbers(point.get("ScanSpotMetersetWeights"))))
+        found = list(_numbers(point.get("ScanSpotMetersetWeights")))
+        if not all(math.isfinite(weight) and weight >= 0 for weight in found):
+            raise ValueError("a ScanSpotMetersetWeights is negative or no number")
+        spots = spots or bool(found)
+        weights.append(sum(found))
         metersets.append(float(point.get("CumulativeMetersetWeight") or 0.0))
-    if any(weight > 0 for weight in weights):
+    if spots:
         return [e for e, weight in zip(energies, weights, strict=True) if weight > 0]
     rises = [b > a for a, b in pairwise(metersets)]
     return [e for e, rise in zip(energies, rises, strict=False) if rise]
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _numbers(value: Any) -> Iterable[float]:
@@ -193,15 +258,21 @@ def _numbers(value: Any) -> Iterable[float]:
     return [float(number) for number in value]
 
 
-def _machine(name: str, number: int, path: str, machines: Sequence[str]) -> str:
-    """Return the configured machine that a TreatmentMachineName means: its own name, else one within it."""
+def _machine(name: str, machines: Sequence[str]) -> tuple[str, str]:
+    """Return the configured machine that a TreatmentMachineName means, or "" and why none is it.
+
+    It is the machine of that very name, else the only one whose name is within it; G1 is not within G10.
+    """
     if name in machines:
-        return name
-    within = [machine for machine in machines if machine in name]
+        return name, ""
+    within = [one for one in machines if _holds(name, one)]
     if len(within) == 1:
-        return within[0]
+        return within[0], ""
     what = f"may be {' or '.join(within)}" if within else "is unknown"
-    raise Unreadable(
-        path,
-        f"the machine {name!r} of beam {number} {what}; machines with a calibration: {', '.join(machines)}",
-    )
+    return "", f"{name!r}, {what}; machines with a calibration: {', '.join(machines)}"
+
+
+def _holds(name: str, machine: str) -> bool:
+    before = "(?<![0-9])" if machine[:1].isdigit() else ""
+    after = "(?![0-9])" if machine[-1:].isdigit() else ""
+    return re.search(before + re.escape(machine) + after, name) is not None

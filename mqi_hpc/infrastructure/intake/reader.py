@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from mqi_hpc.core.fractions import decide
-from mqi_hpc.core.intake import IntakeResult, Plan, rejected_with
+from mqi_hpc.core.intake import IntakeResult, Plan, Rejected, rejected_with
 from mqi_hpc.infrastructure.intake.deliveries import read_deliveries
 from mqi_hpc.infrastructure.intake.folder import walk
 from mqi_hpc.infrastructure.intake.plans import read_plans
@@ -30,18 +31,21 @@ class CaseReader:
     def read(self, folder: str, *, chosen: Sequence[str] | None, now: float) -> IntakeResult:
         """Return what a folder holds. `now` is epoch seconds; raises RejectedCase where it is no folder."""
         tree = walk(folder)
-        plans, faults = read_plans(tree, list(self._machines))
-        faults = [*tree.faults, *faults]
+        plans, plan_faults = read_plans(tree, list(self._machines))
+        faults = [*tree.faults, *plan_faults]
         deliveries = read_deliveries(tree, self._ranges(plans))
-        if not plans or faults:
+        if not plans:
             faults += [fault for delivery in deliveries for fault in delivery.faults]
-            reason = "the folder has faults" if plans or faults else "no RT Ion Plan was found in the folder"
-            if not plans and not any("plan" in str(fault) for fault in faults):
-                reason = "no RT Ion Plan was found in the folder"
-            return rejected_with(reason, faults)
+            which = "usable RT Ion Plan" if plan_faults else "RT Ion Plan"
+            return rejected_with(f"no {which} was found in the folder", faults)
         # The logs tell the machine's local time.
         local = datetime.fromtimestamp(now)  # noqa: DTZ006
-        return decide(plans, deliveries, gap=self._gap, now=local, chosen=chosen)
+        found = decide(plans, deliveries, gap=self._gap, now=local, chosen=chosen)
+        if faults:
+            # What cannot be read might be of any case here: none is taken, all that is wrong is said.
+            rejected = (Rejected("the folder has faults", tuple(faults)), *found.rejected)
+            return replace(found, fractions=(), rejected=rejected)
+        return found
 
     def _ranges(self, plans: Sequence[Plan]) -> set[str]:
         names = {beam.machine for plan in plans for beam in plan.beams} or set(self._machines)

@@ -32,6 +32,7 @@ _HIGHEST, _STEP = 150.0, 2.5
 _SETUP_BEAM = 1
 _IDLE_ROWS = 3
 _WORD = 0xFFFF
+_MOST = 999
 
 
 class Calibration(Protocol):
@@ -71,21 +72,26 @@ def write_sample_case(
     The plan has a set-up beam 1 and treatment beams 2, 3, ...; each is delivered once, a minute apart
     from `start` (local time; now). The marker _CASE_READY comes last.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ProcessingError(f"{folder} is there already, and not an empty folder", fix="Name another one")
+    machines = default_machines()
+    if machine not in machines or min(beams, layers) < 1 or max(beams, layers) > _MOST:
+        raise ProcessingError(
+            f"a sample case has 1 to {_MOST} beams of 1 to {_MOST} layers on {' or '.join(machines)}"
+        )
     start = start or datetime.now()  # noqa: DTZ005 - the machine's local time
     plan = sample_plan([_layers(beam, layers) for beam in range(beams)], machine=machine, when=start)
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ProcessingError(
+                f"{folder} is there already, and not an empty folder", fix="Name another one"
+            )
         study = folder / str(plan.StudyInstanceUID)
         study.mkdir(parents=True)
         plan.save_as(study / f"RP.{plan.SOPInstanceUID}.dcm", enforce_file_format=True)
         for number, beam in enumerate(plan.IonBeamSequence):
             if str(beam.TreatmentDeliveryType) != "SETUP":
                 when = start + timedelta(minutes=number)
-                calibration = default_machines()[machine]
-                write_delivery(
-                    study / f"{when:%Y%m%d%H%M%S}00", plan, beam.BeamNumber, calibration, when=when
-                )
+                delivery = study / f"{when:%Y%m%d%H%M%S}00"
+                write_delivery(delivery, plan, beam.BeamNumber, machines[machine], when=when)
         if mark:
             (folder / "_CASE_READY").touch()
     except OSError as error:
