@@ -38,6 +38,9 @@ def parse(text: str) -> Dict[str, str]:
         bare = line.partition("#")[0]
         if line and not line.strip():
             raise StageError(f"line {number} of the engine's input is of blanks alone, which aborts it")
+        if line != line.strip() or not line.isprintable():
+            # The engine trims line and key before it compares: such a line could outrank ours unseen.
+            raise StageError(f"line {number} of the engine's input has outer blanks or a control character")
         if " " not in bare:
             continue
         key, _, value = bare.partition(" ")

@@ -8,7 +8,10 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import re
+import struct
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from mqi_hpc.records.chain import Grid
@@ -35,6 +38,13 @@ _STUDY = (
     "StudyID",
     "AccessionNumber",
 )
+_FORMS = {
+    "PatientBirthDate": r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])",
+    "StudyDate": r"[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])",
+    "StudyTime": r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?",
+    "PatientSex": r"[MFO]",
+}
+"""What an archive accepts; a plan's value of another form stays empty, as the standard lets it."""
 
 
 def write_rtdose(
@@ -54,36 +64,37 @@ def write_rtdose(
 ) -> str:
     """Write `dose` (nz, ny, nx; Gy) as an RT Dose of one beam of `plan`, and return its SOPInstanceUID.
 
-    The UIDs follow from `uid_root_text` alone: the same dose written again is the same object. Raises
-    ValueError where the dose cannot be held: not finite, negative, all zero, or of another shape.
+    Its UIDs follow from `uid_root_text` alone: the same dose written again is the same object. A study or
+    frame of reference that the plan lacks is made from the plan's UID, one for all its beams. Raises
+    ValueError where the dose cannot be held: not finite, negative, all zero, too large, or of another shape.
     """
-    import numpy as np
     from pydicom.uid import generate_uid
 
     size = tuple(reversed(grid.size))
     if dose.shape != size:
         raise ValueError(f"a dose of shape {dose.shape} is not one of a grid of {size}")
+    if 4 * dose.size >= _MOST:
+        raise ValueError(f"a grid of {dose.size} voxels does not fit the pixel data of one RT Dose")
     maximum = float(dose.max())
     if not math.isfinite(maximum) or maximum <= 0 or float(dose.min()) < 0:
         raise ValueError(f"a dose from {float(dose.min())} to {maximum} Gy cannot be stored")
     scaling = dose_grid_scaling(maximum)
-    uids = {
-        what: generate_uid(entropy_srcs=[uid_root_text, what]) for what in ("instance", "series", "frame")
-    }
-    dataset = _new(uids["instance"])
-    _identify(dataset, plan, uids, series_number)
-    _place(dataset, grid)
-    _quantify(dataset, dose_type, scaling)
+    plan_uid = str(plan.SOPInstanceUID)
+    roots = {"instance": uid_root_text, "series": uid_root_text, "frame": plan_uid, "study": plan_uid}
+    uids = {what: str(generate_uid(entropy_srcs=[root, what])) for what, root in roots.items()}
     origin = f"engine {engine} {engine_version}; seed {seed}; log digest {log_digest}"
-    _explain(dataset, grid, engine, engine_version, origin)
-    _refer(dataset, plan, beam_number)
-    # Frame by frame: the whole grid in two widths at once would not fit a small node.
-    pixels = bytearray()
-    for frame in dose:
-        pixels += np.rint(frame / float(scaling)).clip(0, _MOST).astype("<u4").tobytes()
-    dataset.PixelData = bytes(pixels)
-    _save(dataset, path)
-    return str(uids["instance"])
+    with warnings.catch_warnings():
+        # pydicom's warnings quote what they mind, the patient's data too; a job's log must not.
+        warnings.simplefilter("ignore")
+        dataset = _new(uids["instance"])
+        _identify(dataset, plan, uids, series_number)
+        _place(dataset, grid)
+        _quantify(dataset, dose_type, scaling)
+        _explain(dataset, grid, engine, engine_version, origin)
+        _refer(dataset, plan, beam_number)
+        dataset.SeriesDescription = _title(plan, beam_number, _warning(engine, engine_version))
+        _save(dataset, dose, float(scaling), path)
+    return uids["instance"]
 
 
 def dose_grid_scaling(maximum: float) -> str:
@@ -91,14 +102,18 @@ def dose_grid_scaling(maximum: float) -> str:
     exact = maximum / _MOST
     if exact < sys.float_info.min:
         raise ValueError(f"a dose maximum of {maximum} Gy is too small for a DoseGridScaling")
-    for digits in range(11, 0, -1):
-        text = f"{exact:.{digits}E}"
-        if float(text) * _MOST < maximum:
-            mantissa, exponent = text.split("E")
-            text = f"{float(mantissa) + 10.0**-digits:.{digits}f}E{exponent}"
-        if len(text) <= _DS and float(text) * _MOST >= maximum:
-            return text
-    raise ValueError(f"a dose maximum of {maximum} Gy has no DoseGridScaling")
+    # With one digit it fits, whatever the exponent: there is always an answer.
+    texts = (_no_less(maximum, exact, digits) for digits in range(11, 0, -1))
+    return next(text for text in texts if len(text) <= _DS)
+
+
+def _no_less(maximum: float, exact: float, digits: int) -> str:
+    """Return `exact` with so many digits, rounded up where the largest stored value would miss `maximum`."""
+    text = f"{exact:.{digits}E}"
+    if float(text) * _MOST >= maximum:
+        return text
+    mantissa, exponent = text.split("E")
+    return f"{float(mantissa) + 10.0**-digits:.{digits}f}E{exponent}"
 
 
 def range80(dose: Values, grid: Grid) -> Optional[float]:
@@ -140,7 +155,9 @@ def _identify(dataset: Any, plan: Any, uids: Dict[str, str], series_number: int)
     if "SpecificCharacterSet" in plan:
         dataset.SpecificCharacterSet = plan.SpecificCharacterSet
     for name in (*_COPIED, *_STUDY):
-        setattr(dataset, name, plan.get(name) if plan.get(name) is not None else "")
+        setattr(dataset, name, _copy(plan, name))
+    if not dataset.StudyInstanceUID:
+        dataset.StudyInstanceUID = uids["study"]
     now = datetime.datetime.now(datetime.timezone.utc).astimezone()
     dataset.InstanceCreationDate = dataset.ContentDate = f"{now:%Y%m%d}"
     dataset.InstanceCreationTime = dataset.ContentTime = f"{now:%H%M%S}"
@@ -151,6 +168,14 @@ def _identify(dataset: Any, plan: Any, uids: Dict[str, str], series_number: int)
     dataset.FrameOfReferenceUID = str(plan.get("FrameOfReferenceUID") or uids["frame"])
     dataset.PositionReferenceIndicator = str(plan.get("PositionReferenceIndicator") or "")
     dataset.InstanceNumber = 1
+
+
+def _copy(plan: Any, name: str) -> Any:
+    """Return the plan's value of a tag, '' where it has none or none of the form it must have."""
+    value = plan.get(name)
+    if value is None or (name in _FORMS and not re.fullmatch(_FORMS[name], str(value).strip())):
+        return ""
+    return value
 
 
 def _place(dataset: Any, grid: Grid) -> None:
@@ -186,16 +211,19 @@ def _quantify(dataset: Any, dose_type: str, scaling: str) -> None:
     dataset.TissueHeterogeneityCorrection = "WATER"
 
 
+def _warning(engine: str, engine_version: str) -> str:
+    return "NOT FOR CLINICAL USE" if _STANDIN in f"{engine} {engine_version}".lower() else ""
+
+
 def _explain(dataset: Any, grid: Grid, engine: str, engine_version: str, origin: str) -> None:
     """Fill what made the dose, for people and programs."""
-    standin = _STANDIN in f"{engine} {engine_version}".lower()
-    warning = "NOT FOR CLINICAL USE" if standin else ""
+    warning = _warning(engine, engine_version)
     face = f"the beam enters at the face z = {entrance(grid):g} mm towards -z"
     dataset.Manufacturer = "mqi-hpc"
     dataset.ManufacturerModelName = _plain(engine, _LO)
     dataset.SoftwareVersions = _plain(engine_version, _LO)
-    dataset.SeriesDescription = warning or "Dose recomputed from delivery logs"
-    dataset.DoseComment = (warning or f"entrance z = {entrance(grid):g} mm, towards -z")[:_LO]
+    short = f"entrance z = {entrance(grid):g} mm, towards -z"
+    dataset.DoseComment = "; ".join(part for part in (warning, short) if part)[:_LO]
     dataset.ImageComments = _plain("; ".join(part for part in (warning, face, origin) if part), _ST)
 
 
@@ -214,11 +242,18 @@ def _refer(dataset: Any, plan: Any, beam_number: int) -> None:
     beam, group, reference = Dataset(), Dataset(), Dataset()
     beam.ReferencedBeamNumber = beam_number
     group.ReferencedBeamSequence = [beam]
-    group.ReferencedFractionGroupNumber = int(holding[0].FractionGroupNumber) if holding else 1
+    group.ReferencedFractionGroupNumber = int(holding[0].get("FractionGroupNumber") or 1) if holding else 1
     reference.ReferencedSOPClassUID = ION_PLAN
     reference.ReferencedSOPInstanceUID = str(plan.SOPInstanceUID)
     reference.ReferencedFractionGroupSequence = [group]
     dataset.ReferencedRTPlanSequence = [reference]
+
+
+def _title(plan: Any, beam_number: int, warning: str) -> str:
+    """Return what a viewer lists: it must tell one beam's dose from another's."""
+    beams = [item for item in plan.get("IonBeamSequence") or [] if item.get("BeamNumber") == beam_number]
+    names = [str(item.get("BeamName") or "") for item in beams]
+    return _plain(f"{warning or 'Recomputed'}: " + " ".join(("beam", str(beam_number), *names)), _LO)
 
 
 def _beams(group: Any) -> List[int]:
@@ -227,14 +262,13 @@ def _beams(group: Any) -> List[int]:
 
 def _ds(value: float) -> str:
     """Return a number as a decimal string of at most 16 characters, as exact as that allows."""
-    for digits in range(16, 0, -1):
-        text = f"{value:.{digits}g}"
-        if len(text) <= _DS:
-            return text
-    raise ValueError(f"{value} is no decimal string")
+    texts = (f"{value:.{digits}g}" for digits in range(16, 0, -1))
+    return next(text for text in texts if len(text) <= _DS)
 
 
-def _save(dataset: Any, path: str) -> None:
+def _save(dataset: Any, dose: Values, scaling: float, path: str) -> None:
+    """Write all but the pixels by pydicom, the pixels frame by frame: copies of them would not fit a node."""
+    import numpy as np
     import pydicom
 
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -246,5 +280,9 @@ def _save(dataset: Any, path: str) -> None:
             dataset.is_little_endian, dataset.is_implicit_VR = True, False
             dataset.preamble = b"\0" * 128
             dataset.save_as(file, write_like_original=False)
+        # Pixel Data (7FE0,0010), explicit VR: the tag above all others in the file, so it comes last.
+        file.write(struct.pack("<HH2s2xI", 0x7FE0, 0x0010, b"OW", 4 * dose.size))
+        for frame in dose:
+            file.write(np.rint(frame / scaling).clip(0, _MOST).astype("<u4").tobytes())
         file.flush()
         os.fsync(file.fileno())

@@ -60,6 +60,22 @@ def test_a_moved_log_moves_the_dose_just_so(tmp_path: Path, shift: tuple[float, 
     assert moved.values.sum() == pytest.approx(plain.values.sum(), rel=0.02)
 
 
+def test_a_moved_log_moves_every_voxel_and_changes_none(tmp_path: Path) -> None:
+    # 30 mm are 15 voxels in x; a log's step of 0.007 mm is all that may differ.
+    plain = run(one_beam(tmp_path / "a", 120.0), tmp_path / "home-a")[2].values
+    moved = run(one_beam(tmp_path / "b", 120.0, (30.0, 0.0)), tmp_path / "home-b")[2].values
+    assert np.abs(moved[15:] - plain[:-15]).max() < 0.005 * plain.max()
+
+
+def test_the_dose_is_that_of_the_protons_in_the_log(tmp_path: Path) -> None:
+    chain = local_chain(one_beam(tmp_path / "case", 120.0), tmp_path / "home", moqui={"grid": GRID})
+    dose = DoseFile(chain.run_all()[2])
+    (log,) = chain.job.glob("interpreted/**/*MeV.csv")
+    protons = np.loadtxt(log, delimiter=",", ndmin=2)[:, 3].sum()
+    # Of 120 MeV a proton, nuclear reactions carry some 3 % away.
+    assert dose.energy() == pytest.approx(0.97 * protons * 120.0 * 1.602176634e-13, rel=0.02)
+
+
 def test_each_beam_gets_the_dose_of_its_own_log_although_delivered_out_of_order(tmp_path: Path) -> None:
     energies = [90.0, 150.0, 120.0]
     plan = sample_plan([[Layer(energy, ((0.0, 0.0, 1.0),))] for energy in energies], when=WHEN)

@@ -13,6 +13,10 @@ class DoseFile:
 
     def __init__(self, path: Path) -> None:
         self.dataset = dataset = pydicom.dcmread(path)
+        assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+        assert (dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit) == (32, 32, 31)
+        assert (dataset.PixelRepresentation, dataset.SamplesPerPixel, dataset.DoseUnits) == (0, 1, "GY")
+        assert dataset.FrameIncrementPointer == 0x3004000C
         stored = np.frombuffer(dataset.PixelData, dtype="<u4")
         shape = (int(dataset.NumberOfFrames), dataset.Rows, dataset.Columns)
         self.scaling = float(dataset.DoseGridScaling)
@@ -23,6 +27,11 @@ class DoseFile:
         self.x = first[0] + column_spacing * np.arange(dataset.Columns)
         self.y = first[1] + row_spacing * np.arange(dataset.Rows)
         self.z = first[2] + np.array([float(v) for v in dataset.GridFrameOffsetVector])
+
+    def energy(self) -> float:
+        """Energy (J) in the grid, were all of it water of 1 g/cm3."""
+        voxel_mm3 = (self.x[1] - self.x[0]) * (self.y[1] - self.y[0]) * (self.z[1] - self.z[0])
+        return float(self.values.sum() * voxel_mm3 * 1e-6)
 
     def centroid(self) -> tuple[float, float]:
         """Mean place of the dose in x and y, mm."""

@@ -203,7 +203,12 @@ def test_keys_are_read_as_moqui_reads_them(bench: Bench) -> None:
     assert [raw.name for raw in (bench.root / "out").iterdir()] == [f"{BEAM_NAME}_0_Dose.raw"]
 
 
-@pytest.mark.parametrize("line", ["   \n", "\r\n", "ParentDir # empty\n", "ParentDir \n"])
+def test_outer_blanks_of_a_line_do_not_count_and_a_key_alone_is_ignored(bench: Bench) -> None:
+    head = " \tBeamNumbers\t  2  \nParentDir \nScorer\n # ParentDir elsewhere\nScorer DOSE\n"
+    assert bench.run(head + bench.lines(BeamNumbers=3)).returncode == 0
+
+
+@pytest.mark.parametrize("line", ["   \n", "\r\n", "ParentDir # empty\n"])
 def test_blank_lines_and_empty_values_abort(bench: Bench, line: str) -> None:
     assert aborted(bench.run(line + bench.lines()), "basic_string::substr")
 
@@ -302,6 +307,45 @@ def test_fault_hang_ends_by_a_signal_alone(bench: Bench) -> None:
 def test_a_fault_is_of_its_own_beam_number(bench: Bench) -> None:
     bench.fault("exit 42", number=3)
     assert bench.run().returncode == 0
+
+
+@pytest.mark.parametrize("text", ["nann", "exit", "exit -1", ""])
+def test_a_fault_it_does_not_know_is_no_good_run(bench: Bench, text: str) -> None:
+    bench.fault(text)
+    done = bench.run()
+    assert done.returncode == 1
+    assert "knows no fault" in done.stderr
+    assert not (bench.root / "out").exists()
+
+
+def test_a_sample_far_outside_the_grid_gives_no_dose_and_costs_nothing(bench: Bench) -> None:
+    plain = bench.dose()
+    bench.log("2-second", {"01_100.00MeV.csv": ROWS + "0.12,1e9,-1e9,5000\r\n"})
+    assert np.allclose(bench.dose(), plain, rtol=1e-12)
+    bench.log("2-second", {"01_100.00MeV.csv": "0,5000,0,5000\r\n"})
+    assert not bench.dose().any()
+
+
+def test_no_voxel_is_ever_negative(bench: Bench) -> None:
+    rng = np.random.default_rng(7)
+    rows = "".join(f"{n},{x:.3f},{y:.3f},1\r\n" for n, (x, y) in enumerate(rng.uniform(-90, 90, (2000, 2))))
+    bench.log("2-second", {f"{n:02d}_{energy}MeV.csv": rows for n, energy in enumerate((10, 70.5, 137, 250))})
+    assert bench.dose().min() >= 0
+
+
+def test_a_beam_name_with_slashes_leads_nowhere_else(bench: Bench) -> None:
+    bench.plan.IonBeamSequence[1].BeamName = "/tmp/up"
+    bench.save_plan()
+    done = bench.run()
+    assert done.returncode == 0
+    assert f"Cannot write :{bench.root}/out//tmp/up_0_Dose.raw" in done.stdout
+    assert not list((bench.root / "out").iterdir())
+
+
+def test_a_plan_without_beams_aborts(bench: Bench) -> None:
+    del bench.plan.IonBeamSequence
+    bench.save_plan()
+    assert aborted(bench.run(), "Invalid beam number.")
 
 
 def test_it_leaves_nothing_beside_itself(bench: Bench) -> None:

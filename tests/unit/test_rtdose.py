@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import stat
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from mqi_hpc.records.chain import Grid
+from mqi_hpc.stages.plan import read_plan
 from mqi_hpc.stages.rtdose import dose_grid_scaling, range80, write_rtdose
 from tests.support.cluster import ROOT
 from tests.support.dciodvfy import complaints, needs_dciodvfy
@@ -69,28 +71,30 @@ def some_dose(grid: Grid = GRID, top: float = 2.0) -> np.ndarray:
     return values / values.max() * top
 
 
+ARGUMENTS: dict[str, Any] = {
+    "grid": GRID,
+    "plan": plan(),
+    "beam_number": 3,
+    "dose_type": "PHYSICAL",
+    "engine": "moqui stand-in",
+    "engine_version": STANDIN,
+    "seed": 1003,
+    "log_digest": "ab" * 32,
+    "series_number": 7,
+    "uid_root_text": "site/key/j01/3",
+}
+
+
 def write(path: Path, **changes: Any) -> Dataset:
-    arguments = {
-        "dose": some_dose(changes.get("grid", GRID)),
-        "grid": GRID,
-        "plan": plan(),
-        "beam_number": 3,
-        "dose_type": "PHYSICAL",
-        "engine": "moqui stand-in",
-        "engine_version": STANDIN,
-        "seed": 1003,
-        "log_digest": "ab" * 32,
-        "series_number": 7,
-        "uid_root_text": "site/key/j01/3",
-        **changes,
-    }
+    arguments = {**ARGUMENTS, "dose": some_dose(changes.get("grid", GRID)) if "dose" not in changes else None}
+    arguments |= changes
     uid = write_rtdose(str(path), **arguments)
     dataset = pydicom.dcmread(path)
     assert dataset.SOPInstanceUID == uid == dataset.file_meta.MediaStorageSOPInstanceUID
     return dataset
 
 
-@given(st.floats(1e-12, 1e6), st.floats(0.0, 1.0))
+@given(st.floats(1e-290, 1e300), st.floats(0.0, 1.0))
 def test_scaling_fits_a_decimal_string_clips_nothing_and_wastes_nothing(top: float, part: float) -> None:
     text = dose_grid_scaling(top)
     assert len(text) <= 16
@@ -148,6 +152,119 @@ def test_what_the_plan_lacks_is_empty_and_the_frame_of_reference_is_made_once(tm
     )
 
 
+def test_beams_of_a_plan_share_the_study_and_frame_that_it_lacks(tmp_path: Path) -> None:
+    sparse = plan(StudyInstanceUID=None, FrameOfReferenceUID=None)
+    one, two = (write(tmp_path / f"{n}", plan=sparse, uid_root_text=f"{n}") for n in (1, 2))
+    stranger = write(tmp_path / "3", plan=plan(StudyInstanceUID=None, SOPInstanceUID="1.2.3.5"))
+    assert (one.StudyInstanceUID, one.FrameOfReferenceUID) == (two.StudyInstanceUID, two.FrameOfReferenceUID)
+    assert len({one.StudyInstanceUID, one.FrameOfReferenceUID, stranger.StudyInstanceUID, ""}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("PatientBirthDate", "1970-01-01", ""),
+        ("PatientBirthDate", "19701301", ""),
+        ("PatientBirthDate", "19701231", "19701231"),
+        ("StudyDate", "unknown", ""),
+        ("StudyTime", "noon", ""),
+        ("StudyTime", "2359", "2359"),
+        ("StudyTime", "235959.123456", "235959.123456"),
+        ("PatientSex", "male", ""),
+        ("PatientSex", "O", "O"),
+        ("PatientID", "P" * 100, "P" * 100),
+    ],
+)
+def test_a_value_of_no_dicom_form_is_left_empty_but_the_identity_is_never_touched(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, name: str, value: str, kept: str
+) -> None:
+    with pydicom.config.disable_value_validation():
+        broken = plan(**{name: value})
+    write_rtdose(str(tmp_path / "d.dcm"), **{**ARGUMENTS, "plan": broken, "dose": some_dose()})
+    assert not recwarn, "a warning quotes the patient's data, and ends in a log"
+    with pydicom.config.disable_value_validation():
+        assert str(pydicom.dcmread(tmp_path / "d.dcm").get(name)) == kept
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (b"ISO_IR 100", "Müller^Änne".encode("latin1")),
+        (b"ISO_IR 192", "Müller^Änne=山田".encode()),
+        (b"\\ISO 2022 IR 87", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B"),
+        (b"", b"M\xfcller^A"),
+    ],
+)
+def test_the_patients_name_is_copied_byte_for_byte(tmp_path: Path, charset: bytes, name: bytes) -> None:
+    elements = [(0x00080005, b"CS", charset), (0x00080018, b"UI", b"1.2.3\0"), (0x00100010, b"PN", name)]
+    content = b"".join(
+        struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value) + len(value) % 2)
+        + value.ljust(len(value) + len(value) % 2)
+        for tag, vr, value in elements
+    )
+    syntax = b"\2\0\x10\0UI\x14\0001.2.840.10008.1.2.1\0"
+    (tmp_path / "p.dcm").write_bytes(bytes(128) + b"DICM" + syntax + content)
+    write_rtdose(
+        str(tmp_path / "d.dcm"), **{**ARGUMENTS, "plan": read_plan(tmp_path / "p.dcm"), "dose": some_dose()}
+    )
+    made = (tmp_path / "d.dcm").read_bytes()
+    length = struct.pack("<H", len(name) + len(name) % 2)
+    assert b"\x10\0\x10\0PN" + length + name in made
+
+
+def test_a_fraction_group_without_a_number_is_the_first(tmp_path: Path) -> None:
+    group_without = group(5, [3])
+    del group_without.FractionGroupNumber
+    (reference,) = write(
+        tmp_path / "d.dcm", plan=plan(FractionGroupSequence=[group_without])
+    ).ReferencedRTPlanSequence
+    assert reference.ReferencedFractionGroupSequence[0].ReferencedFractionGroupNumber == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "engine", "title"),
+    [
+        (2, "moqui", "Recomputed: beam 2 1G180:TX"),
+        (2, "moqui stand-in", "NOT FOR CLINICAL USE: beam 2 1G180:TX"),
+        (3, "moqui stand-in", "NOT FOR CLINICAL USE: beam 3 L?nge " + "x" * 29),
+        (4, "moqui", "Recomputed: beam 4"),
+        (5, "moqui", "Recomputed: beam 5"),
+    ],
+)
+def test_the_series_tells_one_beam_from_another(tmp_path: Path, number: int, engine: str, title: str) -> None:
+    beams = [Dataset() for _ in range(3)]
+    beams[0].BeamNumber, beams[0].BeamName = 2, "1G180:TX"
+    beams[1].BeamNumber, beams[1].BeamName = 3, "Länge " + "x" * 50
+    beams[2].BeamNumber = 4
+    made = write(
+        tmp_path / "d.dcm",
+        plan=plan(IonBeamSequence=beams),
+        beam_number=number,
+        engine=engine,
+        engine_version="v1",
+    )
+    assert made.SeriesDescription == title
+
+
+def test_pydicom_2s_way_to_write_a_whole_file_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write(tmp_path / "3.dcm")
+    monkeypatch.setattr(pydicom, "__version__", "2.3.0")
+    two = write(tmp_path / "2.dcm")
+    for name in ("InstanceCreationTime", "ContentTime", "InstanceCreationDate", "ContentDate"):
+        delattr(one, name)
+        delattr(two, name)
+    assert one == two
+    assert one.file_meta == two.file_meta
+
+
+def test_a_grid_beyond_the_pixel_datas_length_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    grid = Grid((1024, 1024, 1024), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match="does not fit"):
+        write(tmp_path / "d.dcm", grid=grid, dose=np.broadcast_to(1.0, (1024, 1024, 1024)))
+
+
 def test_uids_follow_from_the_text_and_differ_with_it(tmp_path: Path) -> None:
     one, same, other = (
         write(tmp_path / f"{n}.dcm", uid_root_text=text) for n, text in enumerate(("a", "a", "b"))
@@ -161,7 +278,7 @@ def test_uids_follow_from_the_text_and_differ_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("engine", "version"), [("moqui stand-in", "1"), ("moqui", STANDIN)])
 def test_a_dose_of_the_stand_in_says_so(tmp_path: Path, engine: str, version: str) -> None:
     made = write(tmp_path / "d.dcm", engine=engine, engine_version=version)
-    assert "NOT FOR CLINICAL USE" in made.DoseComment
+    assert made.DoseComment == "NOT FOR CLINICAL USE; entrance z = 3 mm, towards -z"
     assert "NOT FOR CLINICAL USE" in made.SeriesDescription
     assert "z = 3 mm" in made.ImageComments
 

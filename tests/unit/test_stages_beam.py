@@ -250,6 +250,8 @@ def test_the_engine_is_told_this_beams_folders(job: StageJob, here: Here) -> Non
         ("BeamNumbers 2", "BeamNumbers 2,3", "BeamNumbers 2,3"),
         ("BeamNumbers 2", "", "BeamNumbers None"),
         ("BeamNumbers 2", "beamnumbers 3\nBeamNumbers 2", "BeamNumbers 3"),
+        ("BeamNumbers 2", " BeamNumbers 3\nBeamNumbers 2", "outer blanks"),
+        ("BeamNumbers 2", "BeamNumbers\t 3\nBeamNumbers 2", "control character"),
         ("RandomSeed 1002", "RandomSeed 1", "RandomSeed 1"),
         ("PhantomDimX 4", "PhantomDimX 5", "PhantomDimX 5"),
         ("PhantomUnitY 3.0", "PhantomUnitY 2.0", "PhantomUnitY"),

@@ -14,6 +14,8 @@ from .physics import GY_PER_MEV_PER_G, depth_dose, lateral, lateral_sigma_mm
 
 _STEP = 0.5
 """Step of the lattice that spots are put on, mm: well below their width."""
+_REACH = 8.0
+"""Widths of a spot beyond which it gives no dose."""
 
 
 @dataclass
@@ -46,14 +48,26 @@ def compute(grid: Grid, layers: list, protons_per_count: float) -> np.ndarray:
     for n, layer in enumerate(layers):
         # Depth counts from the high-z face; the array's z rises.
         curves[:, n] = depth_dose(layer.energy, depth_edges)[::-1]
-        xs, ys, counts = _binned(layer.samples)
         sigma = lateral_sigma_mm(layer.energy)
+        near = _near(grid, layer.samples, _REACH * sigma)
+        if not len(near):
+            continue
+        xs, ys, counts = _binned(near)
         in_x = lateral(grid.edges(0), xs, sigma)
         in_y = lateral(grid.edges(1), ys, sigma)
         maps[n] = (in_y.T @ (counts @ in_x)).ravel()
     # MeV/mm over mm2 of water of 1e-3 g/mm3.
-    factor = protons_per_count * GY_PER_MEV_PER_G / (grid.unit[0] * grid.unit[1] * 1e-3)
-    return (curves @ maps * factor).reshape(nz, ny, nx)
+    curves *= protons_per_count * GY_PER_MEV_PER_G / (grid.unit[0] * grid.unit[1] * 1e-3)
+    return (curves @ maps).reshape(nz, ny, nx)
+
+
+def _near(grid: Grid, samples: np.ndarray, reach: float) -> np.ndarray:
+    """The samples within `reach` (mm) of the grid: the lattice must not span one that lies far off."""
+    inside = np.ones(len(samples), dtype=bool)
+    for axis in (0, 1):
+        edges, at = grid.edges(axis), samples[:, axis]
+        inside &= (at > edges[0] - reach) & (at < edges[-1] + reach)
+    return samples[inside]
 
 
 def _binned(samples: np.ndarray) -> tuple:

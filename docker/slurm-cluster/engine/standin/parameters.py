@@ -13,27 +13,28 @@ _ATOI = re.compile(r"\s*([-+]?\d+)")
 _BLANKS = " \t\n\r\f\v"
 
 
+def _trimmed(text):
+    """Text without outer blanks; one of blanks alone aborts, as trim_copy runs past its end."""
+    if not text.strip(_BLANKS):
+        raise Thrown("basic_string::substr: __pos (which is 18446744073709551615) > this->size()")
+    return text.strip(_BLANKS)
+
+
 class Parameters:
     """`Key value` lines: split at the first space, `#` comments, first match wins, unknown ignored."""
 
     def __init__(self, text: str) -> None:
         self._pairs = []
         for line in text.split("\n"):
-            if line and not line.strip(_BLANKS):
-                # trim_copy of a line of blanks runs past its end.
-                raise Thrown("basic_string::substr: __pos (which is 18446744073709551615) > this->size()")
-            key, space, value = line.split("#", 1)[0].partition(" ")
+            # Outer blanks go first, the comment after them: `Key # comment` is a key with an empty value.
+            bare = _trimmed(line).split("#", 1)[0] if line else ""
+            key, space, value = bare.partition(" ")
             if space and key:
-                self._pairs.append((key.lower(), value))
+                self._pairs.append((_trimmed(key).lower(), value))
 
     def text(self, key, default):
         """A string; an empty value aborts when it is read."""
-        for name, value in self._pairs:
-            if name == key.lower():
-                if not value.strip(_BLANKS):
-                    raise Thrown("basic_string::substr: __pos (which is 18446744073709551615) > this->size()")
-                return value.strip(_BLANKS)
-        return default
+        return next((_trimmed(value) for name, value in self._pairs if name == key.lower()), default)
 
     def integer(self, key, default):
         """An int by atoi: what is no number is 0."""

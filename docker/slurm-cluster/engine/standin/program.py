@@ -51,7 +51,7 @@ def _run(path: Path) -> int:
     number = _beam_number(given)
     dicom, logs, output = _folders(given)
     plan = _plan(dicom)
-    beam = next((item for item in plan.IonBeamSequence if int(item.BeamNumber) == number), None)
+    beam = next((item for item in _beams(plan) if item.get("BeamNumber") == number), None)
     if beam is None:
         raise Thrown("Invalid beam number.")
     grid = Grid(*(_three(given, name, default) for name, default in _PHANTOM))
@@ -72,6 +72,8 @@ def _run(path: Path) -> int:
         dose = compute(grid, layers, given.real("ParticlesPerHistory", 1.0))
     except ValueError as error:
         raise Thrown(str(error)) from None
+    except MemoryError:
+        raise Thrown("std::bad_alloc") from None
     print("Simlulation finalizing..", flush=True)
     name = f"{_name(plan, beam, fault)}_{_beamline(beam)}_Dose.raw"
     return _write(output, name, _spoilt(dose, fault), overwrite=given.flag("OverwriteResults", False))
@@ -108,7 +110,7 @@ def _folders(given: Parameters):
     output = given.text("OutputDir", None)
     if output is None:
         raise Thrown("Output directory is not provided.")
-    if given.text("Scorer", "EnergyDeposition") != "Dose":
+    if given.text("Scorer", "EnergyDeposition").lower() != "dose":
         raise Thrown("Unrecognized scorer name")
     return base / dicom, base / logs, Path(output)
 
@@ -172,42 +174,49 @@ def _samples(path: Path, dialect: str) -> np.ndarray:
     return np.array(rows, dtype=float)[:, 1:]
 
 
+def _beams(plan):
+    return plan.get("IonBeamSequence") or []
+
+
 def _beamline(beam) -> int:
     return int(beam.get("NumberOfRangeShifters") or 0) + int(beam.get("NumberOfBlocks") or 0)
 
 
 def _name(plan, beam, fault: str) -> str:
-    name = str(beam.BeamName)
+    name = str(beam.get("BeamName") or "")
     if fault != "other-beam":
         return name
     others = [
         str(item.BeamName)
-        for item in plan.IonBeamSequence
-        if str(item.BeamName) != name and str(item.get("TreatmentDeliveryType") or "") != "SETUP"
+        for item in _beams(plan)
+        if item.get("BeamName") not in (None, "", name)
+        and str(item.get("TreatmentDeliveryType") or "") != "SETUP"
     ]
     return others[0] if others else f"{name}-other"
 
 
-def _spoilt(dose: np.ndarray, fault: str) -> bytes:
+def _spoilt(dose: np.ndarray, fault: str) -> np.ndarray:
     if fault == "nan":
         dose[dose.shape[0] // 2] = np.nan
-    content = dose.astype("<f8").tobytes()
+    values = dose.astype("<f8", copy=False).ravel()
     if fault == "half":
-        return content[: len(content) // 2]
+        return values[: len(values) // 2]
     if fault == "wrong-size":
-        return content + content[: 8 * dose.shape[1] * dose.shape[2]]
-    return content
+        return np.concatenate([values, values[: dose.shape[1] * dose.shape[2]]])
+    return values
 
 
-def _write(output: Path, name: str, content: bytes, *, overwrite: bool) -> int:
+def _write(output: Path, name: str, values: np.ndarray, *, overwrite: bool) -> int:
     if output.exists() and not overwrite:
         raise Thrown("Output directory exists.")
     # As the real one: one level, and a failure shows when it writes.
     with contextlib.suppress(OSError):
         output.mkdir()
-    path = output / name
+    # Put together as text: a name that begins with / must not lead elsewhere.
+    path = f"{output}/{name}"
     try:
-        path.write_bytes(content)
+        with open(path, "wb") as file:  # noqa: PTH123 - see above
+            file.write(values.data)
     except OSError:
         # The real one says so and ends with 0.
         print(f"Cannot write :{path}", flush=True)
