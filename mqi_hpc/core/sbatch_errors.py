@@ -31,6 +31,7 @@ class SbatchError:
 _UNKNOWN = (
     "socket timed out", "receive failure", "send failure", "shutdown failure", "zero bytes were transmitted",
     "unexpected message received", "header lengths are longer", "message receive failure",
+    "it may have been accepted",
 )  # fmt: skip
 _BACKPRESSURE = (
     "assocmaxsubmitjoblimit", "qosmaxsubmitjobperuserlimit", "assocgrpsubmitjobslimit",
@@ -52,6 +53,7 @@ _PERMANENT = (
     "invalid job array specification", "invalid time specified", "access denied to requested reservation",
     "too long", "job dependency problem", "circular job dependency", "batch script", "permission denied",
     "invalid user id", "job violates accounting/qos policy", "unrecognized option", "invalid option",
+    "failed to run command", "unable to open file",
 )  # fmt: skip
 _TIMED_OUT = (124, 137)
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from mqi_hpc.core.models import STAGES
 from mqi_hpc.core.observation import MARK, NotParsed
 
-_RECEIPT = re.compile(r"(\S+) ([1-9]\d*) (\d+)\Z")
+EXIT_AGAIN = 76
+"""submit.sh's exit code where Slurm did not answer: nothing is in doubt, and it can be run again."""
+
+_RECEIPT = re.compile(r"(\S+) ([1-9][0-9]{0,9}) ([0-9]{1,15})\Z")
+_CODE = re.compile(r"[0-9]{1,3}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitReport:
-    """What one run of submit.sh says. `code` None: it did not come to its end."""
+    """What one run of submit.sh says. `code` (they are listed in it) None: it did not come to its end.
+
+    `head`: why the chain's head cannot be built on, as the queue shows it.
+    """
 
     receipts: dict[str, Receipt] = field(default_factory=dict)
     failed: Failed | None = None
@@ -60,18 +68,18 @@ def parse_submit(output: str, nonce: str) -> SubmitReport:
             continue
         kind, _, rest = line[len(prefix) :].rstrip("\r").partition(" ")
         first, _, tail = rest.partition(" ")
-        if kind == "RECEIPT":
+        if kind == "RECEIPT" and first in STAGES:
             try:
                 receipts[first] = parse_receipt(tail)
             except NotParsed as error:
                 notes.append(str(error))
         elif kind == "SBATCH":
             words.setdefault(first, []).append(tail)
-        elif kind == "FAILED" and tail.isdecimal():
+        elif kind == "FAILED" and _CODE.match(tail):
             failed = Failed(first, int(tail), tuple(words.get(first, [])))
         elif kind == "HEAD":
             head = rest
-        elif kind == "DONE" and rest.isdecimal():
+        elif kind == "DONE" and _CODE.match(rest):
             code = int(rest)
         elif kind == "NOTE":
             notes.append(rest)

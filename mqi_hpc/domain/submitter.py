@@ -8,8 +8,8 @@ from mqi_hpc.core.effects import Completion, Submit
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import STAGES, SubmitState, TaskStatus, TaskType
 from mqi_hpc.core.next_task import slurm_tasks, task_of
-from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import Receipt, parse_submit
+from mqi_hpc.core.submit_fate import Fate, meaning
 from mqi_hpc.domain.desk import OpenJob
 
 Cancels = tuple[tuple[str, int], ...]
@@ -51,28 +51,21 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
     submission that is known not to have happened is tried again; an ambiguous one is held.
     """
     report = parse_submit(completion.output, effect.nonce)
-    if completion.error is not None and not completion.uncertain:
-        _back(work, completion.error)
-        return 0.0, ()
-    complete = adopt(work, report.receipts)
-    if complete and report.code == 0:
-        stands(work)
+    try:
+        adopt(work, report.receipts)
+    except ProcessingError as error:
+        ambiguous(work, str(error))
         return None, ()
-    if report.failed is not None and report.code is not None:
-        error = classify(report.failed.lines, report.failed.exit_code)
-        if error.kind in (ErrorKind.TRANSIENT, ErrorKind.BACKPRESSURE):
-            _back(work, f"Slurm: {error.text}")
-            return 0.0, ()
-        if error.kind is ErrorKind.PERMANENT:
-            return None, _refuse(work, f"Slurm refuses {report.failed.stage}: {error.text}")
-        ambiguous(work, f"sbatch of {report.failed.stage}: {error.text}")
-    elif report.head is not None:
-        ambiguous(work, f"the chain's head is not as its receipt says: {report.head}")
-    elif completion.error is not None:
-        ambiguous(work, f"the reply was lost: {completion.error}")
+    found = meaning(report, completion)
+    if found.fate is Fate.REFUSED:
+        return None, _refuse(work, found.why)
+    if found.fate is Fate.AGAIN:
+        _back(work, found.why)
+        return 0.0, ()
+    if found.fate is Fate.STANDS:
+        stands(work)
     else:
-        words = " ".join(completion.output.split())[-300:]
-        ambiguous(work, f"submit.sh ended with {completion.exit_code}: {words or 'it said nothing'}")
+        ambiguous(work, found.why)
     return None, ()
 
 

@@ -70,7 +70,8 @@ _PROGRAM = textwrap.dedent(
         fault("after")
         sys.stderr.write(state["noise"])
         noisy = "Welcome 2 the cluster\\n" + str(state["last"]) + ";mqi"
-        print(noisy if state["noise"] else state["last"])
+        print(noisy if state["noise"] else state["last"], flush=True)
+        fault("told")
     elif me == "squeue":
         names = (option("--name") or "").split(",")
         sys.stderr.write(state["noise"])
@@ -134,7 +135,7 @@ class FakeSlurm:
         self._write(state)
 
     def fails(self, program: str, call: int, text: str, code: int = 1, when: str = "before") -> None:
-        """The `call`-th call of a program ends so, before or after it has had its effect."""
+        """The `call`-th call of a program ends so: before or after its effect, or once sbatch told its id."""
         self.set(faults=[*self._read()["faults"], [program, call, when, "fail", text, code]])
 
     def kills(self, program: str, call: int, when: str) -> None:

@@ -221,6 +221,24 @@ def test_a_refused_array_takes_its_held_head_back(bench: Bench) -> None:
     assert cancel.targets == ((name, 77),)
 
 
+def test_a_loop_that_has_enough_still_lets_a_cancel_out(bench: Bench) -> None:
+    """With `--wait` the case is failed, and the program at its end, before the held head is taken back."""
+    name = bench.world.names["interpret"]
+    lines = ["BEGIN", f"RECEIPT interpret {name} 77 1800000000", "SBATCH beams sbatch: error: Invalid qos"]
+    bench.world.say(Submit, [*lines, "FAILED beams 1", "DONE 75"], 75)
+    bench.world.fail(Cancel, Failure.OUTAGE, "no route to host")
+    bench.orchestrator.run_until(lambda: bench.report.status == "failed")
+    assert "not cancelled: no route to host; to do it by hand: scancel 77" in bench.said
+
+
+def test_a_foreign_receipt_in_submits_answer_holds_the_case(bench: Bench) -> None:
+    lines = ["BEGIN", "RECEIPT interpret mqi-somebody-else 77 1800000000"]
+    bench.world.say(Submit, [*lines, "FAILED beams 1", "DONE 75"], 75)
+    bench.turn(10)
+    assert bench.report.submission == "ambiguous"
+    assert "mqi-somebody-else" in (bench.report.attention or "")
+
+
 def test_a_submit_limit_is_waited_out(bench: Bench) -> None:
     limit = "sbatch: error: QOSMaxSubmitJobPerUserLimit"
     more = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
@@ -245,6 +263,13 @@ def test_a_timed_out_sbatch_is_held(bench: Bench) -> None:
     assert bench.report.submission == "ambiguous"
     assert "Socket timed out" in (bench.report.attention or "")
     assert len(bench.world.started(Submit)) == 1
+
+
+def test_a_slurm_that_does_not_answer_the_script_is_asked_again(bench: Bench) -> None:
+    bench.world.say(Submit, ["BEGIN", "NOTE squeue: Unable to contact slurm controller", "DONE 76"], 76)
+    bench.until_sent()
+    assert any("Unable to contact slurm controller" in text for text in bench.said)
+    assert len(bench.world.started(Submit)) == 2
 
 
 def test_a_burnt_head_is_held(bench: Bench) -> None:

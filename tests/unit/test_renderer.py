@@ -120,8 +120,19 @@ def test_a_site_replaces_a_template_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ nonsense }}", "'nonsense' is undefined"),
+        ("#!/bin/sh\n{{ nonsense }}", r"interpret\.sbatch\.j2:2: .*'nonsense' is undefined"),
+        ("#!/bin/sh\n\n{{ folder.x.y }}", r"interpret\.sbatch\.j2:3: .*no attribute 'x'"),
+        ("{{ 1 / 0 }}", r"interpret\.sbatch\.j2:1: .*division by zero"),
+        ("{{ folder | nofilter }}", r"interpret\.sbatch\.j2:1: .*No filter named 'nofilter'"),
         ("line\n{% if %}", r"interpret\.sbatch\.j2:2"),
+        ("{% include 'gone.j2' %}", "there is no gone.j2"),
+        ("", "begin with #!"),
+        ("echo", r"interpret\.sbatch:1: .*begin with #!"),
+        ("#!/bin/sh\n#SBATCH --mail-type=FAIL --arr=1-2", r"interpret\.sbatch:2: --array is set by this"),
+        ("#!/bin/sh\n#SBATCH -N 1 -d singleton", "--dependency is set by this program"),
+        ("#!/bin/sh\n#SBATCH hetjob", "one component"),
+        ("#!/bin/sh\n#SBATCH --x='", "No closing quotation"),
+        ("#!/bin/sh\n#PBS -l nodes=2", "sbatch reads '#PBS -l nodes=2' too"),
         ("a\\0b\x00", "NUL"),
     ],
 )
@@ -131,6 +142,25 @@ def test_a_sites_broken_template_is_named(tmp_path: Path, template: str, said: s
         CONFIG.replace("moqui:", f"  templates: {tmp_path}\nmoqui:"), tmp_path / "c"
     )
     with pytest.raises(ConfigurationError, match=said):
+        files(Renderer(config, b""))
+
+
+def test_a_site_may_set_other_options_and_have_them_in_its_text(tmp_path: Path) -> None:
+    options = "#SBATCH --mail-type=FAIL -w node1 # not -d\n##SBATCH --array=1\n"
+    text = f"#!/bin/sh\n\n# ours\n{options}true\n#SBATCH -d 3\n"
+    (tmp_path / "interpret.sbatch.j2").write_text(text)
+    config = ConfigLoader().parse(
+        CONFIG.replace("moqui:", f"  templates: {tmp_path}\nmoqui:"), tmp_path / "c"
+    )
+    assert files(Renderer(config, b""))["interpret.sbatch"].decode() == text
+
+
+def test_a_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "interpret.sbatch.j2").write_bytes(b"#!/bin/sh\n\xff")
+    config = ConfigLoader().parse(
+        CONFIG.replace("moqui:", f"  templates: {tmp_path}\nmoqui:"), tmp_path / "c"
+    )
+    with pytest.raises(ConfigurationError, match=r"interpret\.sbatch\.j2: template error: .*utf-8"):
         files(Renderer(config, b""))
 
 

@@ -33,6 +33,10 @@ CASES = [
     (ErrorKind.PERMANENT, [FAILED + "Requested node configuration is not available"]),
     (ErrorKind.PERMANENT, [FAILED + "Job dependency problem"]),
     (ErrorKind.PERMANENT, ["sbatch: unrecognized option '--frobnicate'"]),
+    (ErrorKind.PERMANENT, ["timeout: failed to run command 'sbatch': No such file or directory"]),
+    (ErrorKind.PERMANENT, ["sbatch: error: Unable to open file interpret.sbatch"]),
+    (ErrorKind.UNKNOWN, [FAILED + "Invalid qos specification",
+                         "error: it gave the id 7 and failed: it may have been accepted"]),
 ]  # fmt: skip
 
 

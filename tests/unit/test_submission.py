@@ -60,7 +60,13 @@ def test_carriage_returns_of_a_terminal_do_no_harm() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["RECEIPT interpret name 0 1", "RECEIPT interpret name x 1", "RECEIPT interpret"]
+    "line",
+    [
+        "RECEIPT interpret name 0 1",
+        "RECEIPT interpret name x 1",
+        "RECEIPT interpret",
+        f"RECEIPT interpret name {'9' * 5000} 1",
+    ],
 )
 def test_a_receipt_of_another_form_is_none(line: str) -> None:
     report = parse_submit(said(line), "n1")
@@ -68,10 +74,21 @@ def test_a_receipt_of_another_form_is_none(line: str) -> None:
     assert "receipt" in report.notes[0]
 
 
-@pytest.mark.parametrize("line", ["FAILED beams", "FAILED beams x", "DONE", "DONE x", "SOMETHING else"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "FAILED beams",
+        "FAILED beams x",
+        "DONE",
+        "DONE x",
+        f"DONE {'9' * 5000}",
+        "ELSE x",
+        "RECEIPT x mqi-y 1 2",
+    ],
+)
 def test_lines_of_another_form_say_nothing(line: str) -> None:
     report = parse_submit(said(line), "n1")
-    assert (report.failed, report.code) == (None, None)
+    assert (report.failed, report.code, report.receipts) == (None, None, {})
 
 
 @given(st.integers(0, len(said(*WHOLE))))

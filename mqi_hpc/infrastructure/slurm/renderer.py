@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import jinja2
@@ -17,6 +18,7 @@ from mqi_hpc.core.interfaces import RenderRequest
 from mqi_hpc.core.models import Beam
 from mqi_hpc.core.observation import FIELD, SACCT_FIELDS, SQUEUE_FORMAT
 from mqi_hpc.infrastructure.config import AppConfig, MachineConfig
+from mqi_hpc.infrastructure.slurm.batch_script import check_batch_script
 from mqi_hpc.infrastructure.slurm.engine_input import check_engine_input
 from mqi_hpc.records.chain import (
     Calibration,
@@ -37,8 +39,14 @@ from mqi_hpc.records.layout import (
     script,
 )
 
+_Source = tuple[str, str | None, Callable[[], bool] | None]
+"""A template as Jinja's loaders give it: text, file, and whether it is still the newest (None: it is)."""
 _SECTION_CAP = 4 * 1024 * 1024
 """Most bytes of one section of a poll."""
+
+
+# What an expression of a site's template may end in, and a file that cannot be read.
+_TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 
 
 class Renderer:
@@ -107,7 +115,7 @@ class Renderer:
         )
 
     def _script(self, call: StageCall, request: RenderRequest) -> str:
-        return self._render(
+        text = self._render(
             self._site,
             f"{call.stage}.sbatch.j2",
             folder=request.job_folder,
@@ -115,6 +123,8 @@ class Renderer:
             prologue=self._config.slurm.prologue,
             stages_digest=_sha256(self._archive),
         )
+        check_batch_script(text, script(call.stage))
+        return text
 
     def _engine_input(self, beam: Beam, machine: str) -> str:
         text = self._render(
@@ -203,8 +213,10 @@ class Renderer:
             raise ConfigurationError(
                 f"template error: {error.message}", where=f"{error.filename or name}:{error.lineno}"
             ) from error
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ConfigurationError(f"template error: {error}", where=name) from error
+        except jinja2.TemplateNotFound as error:
+            raise ConfigurationError(f"template error: there is no {error.name}", where=name) from error
+        except (jinja2.TemplateError, *_TEMPLATE_FAULTS) as error:
+            raise ConfigurationError(f"template error: {error}", where=_place(error, name)) from error
         if "\0" in text or "\r" in text:
             raise ConfigurationError("the rendered text holds a NUL or a carriage return", where=name)
         return text
@@ -224,6 +236,16 @@ def _environment(loader: jinja2.BaseLoader) -> jinja2.Environment:
     return environment
 
 
+def _place(error: Exception, name: str) -> str:
+    """Return file and line of a template where an error arose, as far as Jinja tells."""
+    place, step = name, error.__traceback__
+    while step is not None:
+        if "__jinja_exception__" in step.tb_frame.f_globals:
+            place = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return place
+
+
 def _template_loader(site: Path | None) -> jinja2.BaseLoader:
     own = jinja2.FunctionLoader(_job_template)
     if site is None:
@@ -233,19 +255,23 @@ def _template_loader(site: Path | None) -> jinja2.BaseLoader:
     return jinja2.ChoiceLoader([jinja2.FileSystemLoader(site), own])
 
 
-def _job_template(name: str) -> str | None:
+def _job_template(name: str) -> _Source | None:
     # In the wheel the templates lie in the package, in a checkout beside it.
     inside = files("mqi_hpc") / "job_templates" / name
     beside = Path(str(files("mqi_hpc"))).parent / "job_templates" / name
     for place in (inside, beside):
         if place.is_file():
-            return place.read_text(encoding="utf-8")
+            return _source(place)
     return None
 
 
-def _protocol(name: str) -> str | None:
+def _protocol(name: str) -> _Source | None:
     place = files("mqi_hpc.infrastructure.slurm") / "protocol" / name
-    return place.read_text(encoding="utf-8") if place.is_file() else None
+    return _source(place) if place.is_file() else None
+
+
+def _source(place: Traversable) -> _Source:
+    return place.read_text(encoding="utf-8"), str(place), None
 
 
 def _sha256(data: bytes) -> str:

@@ -1,10 +1,15 @@
 #!/bin/bash
 # mqi-hpc: submits the chain of one job, or what is left of it, exactly once. Rendered on the workstation.
-# usage: bash submit.sh NONCE. Exit codes: 0 the chain stands, 74 a receipt could not be kept,
-# 75 sbatch gave no id, 77 the head is not as its receipt says.
+# usage: bash submit.sh NONCE. A rerun is harmless: what has a receipt is not submitted again. Exit codes:
+#  0 the chain stands: three receipts, and its head is released (by this run, or by another before it)
+# 74 a receipt could not be kept, or one is there that is damaged or not ours: a person should look
+# 75 sbatch gave no id: its exit code and words are told, whether it submitted is for them to say
+# 76 Slurm did not answer, or did not release the head: nothing is in doubt, run it again
+# 77 the head or what waits for it is not as the receipts say: this job folder is burnt
 set -u
 umask 077
 nonce=${1:?usage: submit.sh NONCE}
+exec </dev/null
 for variable in $(compgen -e); do
   case $variable in
     SLURM_CONF) ;;
@@ -12,76 +17,128 @@ for variable in $(compgen -e); do
   esac
 done
 export LC_ALL=C TZ=UTC SLURM_TIME_FORMAT=%s SLURM_BITSTR_LEN=0
-cd /scratch/me/mqi/abcdefghijkl/j01 || exit 74
-user=$(id -un)
-head_name=mqi-i1-abcdefghijkl-j01-interpret
+user=$(id -un) || user=$(id -u)
+declare -A names=(
+  [interpret]=mqi-i1-abcdefghijkl-j01-interpret
+  [beams]=mqi-i1-abcdefghijkl-j01-beams
+  [convert]=mqi-i1-abcdefghijkl-j01-convert
+)
 
-# --foreground: who ends this script ends the client it waits for as well.
-say() { printf '\036%s %s\n' "$nonce" "$*"; }
+say() { printf '\036%s %s\n' "$nonce" "${*//$'\n'/; }"; }
 finish() { say "DONE $1"; exit "$1"; }
-received() { [ -s "receipt.$1" ] && read -r r_name r_id r_time <"receipt.$1"; }
+# --foreground: who ends this script ends the client it waits for as well.
+slurm() { timeout --foreground -k 5 "$@" 2>"$err"; }
+words() { head -c 4000 "$err" | tr '\n' ' '; }
 
-cancel_own() { timeout --foreground -k 5 60 scancel -u "$user" --name="$1" "$2" 2>&1 | while IFS= read -r line; do say "NOTE scancel: $line"; done; }
+received() { # stage: 0 its receipt stands, and is read; 1 there is none
+  [ -e "receipt.$1" ] || [ -L "receipt.$1" ] || return 1
+  r_name='' r_id='' r_time=''
+  [ ! -f "receipt.$1" ] || read -r r_name r_id r_time <"receipt.$1"
+  if [ "$r_name" != "${names[$1]}" ] || ! [[ $r_id =~ ^[1-9][0-9]*$ && $r_time =~ ^[0-9]+$ ]]; then
+    say "NOTE receipt.$1 is damaged or not of this job: $r_name $r_id $r_time"
+    finish 74
+  fi
+}
+
+# By name and id: the id alone may by now be another case's.
+cancel_own() { # stage id
+  slurm 60 scancel -u "$user" --name="${names[$1]}" "$2" >&2 || say "NOTE scancel $2: $(words)"
+}
 
 # The first writer wins, for ever: the link fails where a receipt already stands.
-publish() { # stage name id
+publish() { # stage id
   local line tmp
-  line="$2 $3 $(date +%s)"
-  tmp=$(mktemp "receipt-$1.XXXXXXXX") || { cancel_own "$2" "$3"; finish 74; }
+  line="${names[$1]} $2 $(date +%s)"
+  tmp=$(mktemp "receipt-$1.XXXXXXXX") || { cancel_own "$1" "$2"; finish 74; }
   if ! printf '%s\n' "$line" >"$tmp" || ! sync "$tmp" || [ "$(cat "$tmp")" != "$line" ]; then
-    rm -f "$tmp"; cancel_own "$2" "$3"; finish 74
+    rm -f "$tmp"; cancel_own "$1" "$2"; finish 74
   fi
-  if ! ln -T "$tmp" "receipt.$1" 2>/dev/null; then
-    # NFS repeats itself: our own words inside mean that we won.
-    if ! received "$1" || [ "$r_name $r_id" != "$2 $3" ]; then cancel_own "$2" "$3"; fi
+  if ! ln -T "$tmp" "receipt.$1"; then
+    # NFS repeats itself, and a controller may hand an id out again: our own name and id inside mean that
+    # this job is the winner, whoever wrote it down.
+    r_name='' r_id=''
+    [ ! -f "receipt.$1" ] || read -r r_name r_id r_time <"receipt.$1"
+    [ "$r_name $r_id" = "${names[$1]} $2" ] || cancel_own "$1" "$2"
   fi
   rm -f "$tmp"
   sync .
 }
 
-# Nothing may lean on the head unless Slurm shows it under its receipt's id and name, pending and held.
-head_held() {
-  received interpret || return 1
-  [ ! -e claim.interpret-0 ] || return 1
-  shown=$(timeout --foreground -k 5 60 squeue -h -u "$user" --name="$head_name" -o '%F|%j|%T|%r' 2>/dev/null) || return 1
+# Sets `head`: held, as Slurm shows it under its receipt's id and name; else gone. Ends where Slurm is silent.
+look_at_head() {
+  local shown claimed=no
+  received interpret || finish 74
+  # Before the look: another run may release it, and it may begin, while we look.
+  [ ! -e claim.interpret-0 ] || claimed=yes
+  shown=$(slurm 60 squeue -h -u "$user" --name="${names[interpret]}" -o '%F|%j|%T|%r') || {
+    say "NOTE squeue: $(words)"; finish 76
+  }
   # A ghost of a run that froze or died may stand beside it, held for ever.
-  case $'\n'$shown in *$'\n'"$r_id|$head_name|PENDING|JobHeld"*) return 0 ;; esac
-  return 1
+  case $'\n'$shown in
+    *$'\n'"$r_id|$r_name|PENDING|JobHeld"*) head=held ;;
+    *) head=gone ;;
+  esac
+  seen=${shown:-not seen}
+  # A controller that came back from an older state shows a head as held that has run.
+  if [ "$head" = held ] && [ "$claimed" = yes ]; then
+    say "HEAD is held again, although it has begun its work: $seen"
+    finish 77
+  fi
 }
 
 # Interpret alone would be work for nothing: whoever cancelled its dependants is obeyed.
 dependants_live() {
   local stage shown
-  shown=$(timeout --foreground -k 5 60 squeue -h -u "$user" --name=mqi-i1-abcdefghijkl-j01-beams,mqi-i1-abcdefghijkl-j01-convert -o '%F|%j' 2>/dev/null) || return 1
+  shown=$(slurm 60 squeue -h -u "$user" --name="${names[beams]},${names[convert]}" -o '%F|%j') || {
+    say "NOTE squeue: $(words)"; finish 76
+  }
   for stage in beams convert; do
-    received "$stage" || return 1
-    case $'\n'"$shown"$'\n' in *$'\n'"$r_id|$r_name"$'\n'*) ;; *) return 1 ;; esac
+    received "$stage" || finish 74
+    case $'\n'$shown$'\n' in *$'\n'"$r_id|$r_name"$'\n'*) ;; *) return 1 ;; esac
   done
 }
 
-submit() { # stage name options...
-  local stage=$1 name=$2 out rc id err
-  shift 2
-  received "$stage" && return 0
-  [ "$stage" = interpret ] || head_held || { say "HEAD ${shown:-not seen}"; finish 77; }
-  err=$(mktemp) || finish 74
-  out=$(timeout --foreground -k 5 180 sbatch "$@" "$stage.sbatch" 2>"$err")
+place() { # stage options...: one sbatch, and its receipt
+  local stage=$1 out rc id line
+  shift
+  if [ "$stage" != interpret ]; then
+    look_at_head
+    if [ "$head" != held ]; then
+      # Another run of this script may have come to its end meanwhile.
+      received "$stage" && return
+      say "HEAD $seen"
+      finish 77
+    fi
+  fi
+  out=$(slurm 180 sbatch "$@" "$stage.sbatch")
   rc=$?
-  id=$(printf '%s\n' "$out" | grep -E '^[0-9]+(;[A-Za-z0-9_.-]+)?$' | tail -n 1)
+  id=$(printf '%s\n' "$out" | grep -E '^[1-9][0-9]*(;[A-Za-z0-9_.-]+)?$' | tail -n 1)
   id=${id%%;*}
-  while IFS= read -r line; do say "SBATCH $stage $line"; done <"$err"
-  rm -f "$err"
+  while IFS= read -r line || [ -n "$line" ]; do say "SBATCH $stage $line"; done < <(head -c 16000 "$err")
+  if [ "$rc" -ne 0 ] && [ -n "$id" ]; then
+    say "SBATCH $stage error: it gave the id $id and failed: it may have been accepted"
+  fi
   if [ "$rc" -ne 0 ] || [ -z "$id" ]; then say "FAILED $stage $rc"; finish 75; fi
-  publish "$stage" "$name" "$id"
+  publish "$stage" "$id"
 }
 
-dependency() { # condition stage
+# What stands is said at once: where the rest fails, it may have to be taken back.
+submit() { # stage options...
+  received "$1" || place "$@"
+  received "$1" || finish 74
+  say "RECEIPT $1 $r_name $r_id $r_time"
+}
+
+needs() { # condition stage: sets `dependency`, whose id comes from the receipt and nowhere else
   received "$2" || finish 74
-  printf '%s:%s' "$1" "$r_id"
+  dependency=--dependency=$1:$r_id
 }
 
-say BEGIN
-submit interpret mqi-i1-abcdefghijkl-j01-interpret \
+cd /scratch/me/mqi/abcdefghijkl/j01 || { say "NOTE the job folder cannot be entered"; finish 74; }
+# Here, not in TMPDIR: where no file can be made, nothing is to be submitted.
+err=$(mktemp stderr.XXXXXXXX) || finish 74
+trap 'rm -f "$err"' EXIT
+submit interpret \
   --partition=cpu \
   --account=acc \
   --cpus-per-task=1 \
@@ -98,8 +155,8 @@ submit interpret mqi-i1-abcdefghijkl-j01-interpret \
   --nodes=1 \
   --ntasks=1 \
   --hold
-needs=$(dependency afterok interpret) || finish 74
-submit beams mqi-i1-abcdefghijkl-j01-beams \
+needs afterok interpret
+submit beams \
   --constraint=a100 \
   --partition=gpu \
   --account=acc \
@@ -118,9 +175,9 @@ submit beams mqi-i1-abcdefghijkl-j01-beams \
   --nodes=1 \
   --ntasks=1 \
   --array=0-2%2 \
-  "--dependency=$needs"
-needs=$(dependency afterany beams) || finish 74
-submit convert mqi-i1-abcdefghijkl-j01-convert \
+  "$dependency"
+needs afterany beams
+submit convert \
   --partition=gpu \
   --account=acc \
   --cpus-per-task=1 \
@@ -136,18 +193,19 @@ submit convert mqi-i1-abcdefghijkl-j01-convert \
   --open-mode=append \
   --nodes=1 \
   --ntasks=1 \
-  "--dependency=$needs"
-received interpret || finish 74
-say "RECEIPT interpret $r_name $r_id $r_time"
-received beams || finish 74
-say "RECEIPT beams $r_name $r_id $r_time"
-received convert || finish 74
-say "RECEIPT convert $r_name $r_id $r_time"
-if head_held; then
-  dependants_live || { say "HEAD is held, but beams or convert are gone"; finish 77; }
-  received interpret
-  released=$(timeout --foreground -k 5 60 scontrol release "$r_id" 2>&1) || say "NOTE release: $released"
+  "$dependency"
+look_at_head
+# Not held any more: another run of this script released it.
+[ "$head" = held ] || finish 0
+if ! dependants_live; then
+  look_at_head
+  [ "$head" = held ] || finish 0
+  say "HEAD is held, but beams or convert are gone"
+  finish 77
 fi
-# Released by us or by another run of this script: what counts is that it is no longer held.
-if head_held; then say "HEAD still held"; finish 77; fi
+received interpret || finish 74
+slurm 60 scontrol release "$r_id" >&2 || say "NOTE release: $(words)"
+# What scontrol says counts for nothing: the queue tells.
+look_at_head
+[ "$head" = gone ] || { say "NOTE the head is held still: $seen"; finish 76; }
 finish 0

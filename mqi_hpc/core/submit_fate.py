@@ -1,0 +1,64 @@
+"""What one run of submit.sh means for its chain: it stands, goes again, is refused, or is in doubt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mqi_hpc.core.effects import Completion
+from mqi_hpc.core.models import STAGES
+from mqi_hpc.core.sbatch_errors import ErrorKind, classify
+from mqi_hpc.core.submission import EXIT_AGAIN, SubmitReport
+
+_WORDS = 300
+
+
+class Fate(StrEnum):
+    """STANDS: three receipts, head released. AGAIN: known not to be done whole, safe to run again.
+
+    REFUSED: Slurm will never take it. DOUBT: what was submitted is not known.
+    """
+
+    STANDS = "stands"
+    AGAIN = "again"
+    REFUSED = "refused"
+    DOUBT = "doubt"
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A fate, and why, in words for a person."""
+
+    fate: Fate
+    why: str = ""
+
+
+def meaning(report: SubmitReport, completion: Completion) -> Meaning:
+    """Return what a run that said `report` means; only what is known not to have happened is sent again."""
+    if completion.error is not None and not completion.uncertain:
+        return Meaning(Fate.AGAIN, completion.error)
+    if report.code == 0 and set(report.receipts) == set(STAGES):
+        return Meaning(Fate.STANDS)
+    if report.code == EXIT_AGAIN:
+        return Meaning(Fate.AGAIN, f"Slurm: {'; '.join(report.notes) or 'no answer'}")
+    if report.failed is not None and report.code is not None:
+        return _sbatch_failed(report.failed.stage, report.failed.lines, report.failed.exit_code)
+    return Meaning(Fate.DOUBT, _doubt(report, completion))
+
+
+def _sbatch_failed(stage: str, lines: tuple[str, ...], exit_code: int) -> Meaning:
+    error = classify(lines, exit_code)
+    if error.kind is ErrorKind.UNKNOWN:
+        return Meaning(Fate.DOUBT, f"sbatch of {stage}: {error.text}")
+    if error.kind is ErrorKind.PERMANENT:
+        return Meaning(Fate.REFUSED, f"Slurm refuses {stage}: {error.text}")
+    return Meaning(Fate.AGAIN, f"Slurm: {error.text}")
+
+
+def _doubt(report: SubmitReport, completion: Completion) -> str:
+    if report.head is not None:
+        return f"the chain's head is not as its receipt says: {report.head}"
+    if completion.error is not None:
+        return f"the reply was lost: {completion.error}"
+    words = " ".join(completion.output.split())[-_WORDS:]
+    return f"submit.sh ended with {completion.exit_code}: {words or 'it said nothing'}"
