@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -43,8 +44,11 @@ def plain(text: str) -> None:
 
 
 def progress(label: str, text: str) -> None:
-    """Print a line of what is going on."""
-    _err().print(f"{escape(label)}: {escape(text)}", soft_wrap=True)
+    """Print a line of what is going on; work does not end because nobody listens any more."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{_printable(label)}: {_printable(text)}\n")
+            sys.stderr.flush()
 
 
 def outcome(result: Outcome) -> None:
@@ -87,10 +91,12 @@ def case(report: CaseReport) -> None:
         out.print(f"  [red]{escape(report.refusal)}[/red]")
     if report.attention:
         out.print(f"  [yellow]attention: {escape(report.attention)}[/yellow]")
-    stages = [task for task in report.tasks if task.slurm_id or task.detail]
+    stages = [
+        task for task in report.tasks if task.slurm_id or (task.detail and not _told(task.detail, report))
+    ]
     for task in stages:
         slurm = f" Slurm {task.slurm_id}" if task.slurm_id else ""
-        tail = f" ({escape(task.detail)})" if task.detail else ""
+        tail = f" ({escape(task.detail)})" if task.detail and not _told(task.detail, report) else ""
         out.print(f"  {task.task}:{slurm} {_coloured(task.verdict)}{tail}")
     if report.beams:
         out.print(_beams(report.beams))
@@ -122,16 +128,24 @@ def _beams(beams: Sequence[BeamReport]) -> Table:
     return table
 
 
+def _told(detail: str, report: CaseReport) -> bool:
+    """Whether a detail repeats the refusal, which stands above all else."""
+    return bool(report.refusal) and str(report.refusal) in detail
+
+
 def _failures(report: CaseReport) -> list[tuple[str, str, tuple[str, ...]]]:
+    # A refusal is said once, above.
     found = [
         (f"beam {beam.number} (Slurm {beam.slurm_id})", f"{beam.verdict}: {beam.detail}", beam.logs)
         for beam in report.beams
-        if beam.status not in ("completed", "pending", "running")
+        if beam.status not in ("completed", "pending", "running") and not _told(beam.detail, report)
     ]
     found += [
         (f"{task.task} (Slurm {task.slurm_id})", f"{task.verdict}: {task.detail}", task.logs)
         for task in report.tasks
-        if task.slurm_id and task.status not in ("completed", "pending", "running")
+        if task.slurm_id
+        and task.status not in ("completed", "pending", "running")
+        and not _told(task.detail, report)
     ]
     return found
 

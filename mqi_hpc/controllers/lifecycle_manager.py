@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mqi_hpc.core.errors import LockHeld, StateError
 
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _KILLED_BY = 128
 
 
@@ -71,11 +71,15 @@ class LifecycleManager:
                 self._lock.release()
 
     def register_shutdown_handler(self, handler: Callable[[], None]) -> None:
-        """Call `handler` when asked to end (SIGTERM, SIGINT); asked a second time, end at once."""
+        """Call `handler` when asked to end (SIGTERM, SIGINT, SIGHUP); asked a second time, end at once.
+
+        A signal that is ignored, as SIGHUP under nohup, stays so.
+        """
         self._handlers.append(handler)
         if not self._before:
             for number in _ENDING:
-                self._before[number] = signal.signal(number, self._asked_to_end)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._asked_to_end)
 
     def _asked_to_end(self, number: int, _: FrameType | None) -> None:
         if self._asked:

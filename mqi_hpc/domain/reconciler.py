@@ -94,11 +94,11 @@ class Reconciler:
         submission = job.submission(stage)
         if evidence.queue is None:
             return Reading(queue_good=False)
-        live, ended = _slurm_rows(submission, task, evidence)
-        if live is None and ended is None and not evidence.asked_accounting:
-            return None
         lines = evidence.status(job.job_id)
         line = (lines or {}).get((stage, task.index))
+        live, ended = _slurm_rows(submission, task, evidence, begun=lines is None or line is not None)
+        if live is None and ended is None and not evidence.asked_accounting:
+            return None
         expected = Expected(
             chain=chain,
             stage=stage,
@@ -125,23 +125,24 @@ class Reconciler:
         )
 
 
-def _slurm_rows(submission: Submission, task: Task, evidence: Evidence) -> tuple[Row | None, Row | None]:
-    """Return the row that shows a task unfinished in the queue, and the newest that shows its end."""
+def _slurm_rows(
+    submission: Submission, task: Task, evidence: Evidence, *, begun: bool
+) -> tuple[Row | None, Row | None]:
+    """Return the row that shows a task unfinished in the queue, and the newest that shows its end.
+
+    `begun`: the task has left a status line, or it cannot be told whether it has.
+    """
     index = task.index if task.type is TaskType.BEAM_CALC else None
     queue, accounted = (
-        tuple(
-            row
-            for row in rows
-            if belongs(
-                row,
-                name=submission.name,
-                job=submission.slurm_id or 0,
-                task=index,
-                cluster_time=submission.cluster_time or 0.0,
-            )
-        )
-        for rows in (evidence.queue or (), evidence.accounted)
+        _rows_of(submission, index, rows) for rows in (evidence.queue or (), evidence.accounted)
     )
+    if index is not None and not begun and not queue and not accounted:
+        # An array cancelled by name before any of it ran may stand there as if it were no array: `14`, not
+        # `14_[0-3]`, in the queue and in accounting for ever. It speaks for tasks that have left nothing.
+        queue, accounted = (
+            tuple(row for row in _rows_of(submission, None, rows) if row.word == "CANCELLED")
+            for rows in (evidence.queue or (), evidence.accounted)
+        )
     in_queue = newest(queue)
     if in_queue is not None and not in_queue.terminal:
         return in_queue, None
@@ -151,6 +152,20 @@ def _slurm_rows(submission: Submission, task: Task, evidence: Evidence) -> tuple
         tuple(row for row in (*queue, *accounted) if row.word not in LIVE and (row.submit or 0.0) >= last)
     )
     return None, ended
+
+
+def _rows_of(submission: Submission, index: int | None, rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(
+        row
+        for row in rows
+        if belongs(
+            row,
+            name=submission.name,
+            job=submission.slurm_id or 0,
+            task=index,
+            cluster_time=submission.cluster_time or 0.0,
+        )
+    )
 
 
 def _witness(task_id: str, evidence: Evidence, expected: Expected) -> tuple[Witness, str]:

@@ -109,6 +109,9 @@ class WorkflowOrchestrator:
         self._running = True
         while self._running and not enough():
             self.turn()
+        # A chain that was refused half way leaves a held head behind, unless its cancel is let out.
+        while self._running and self._polls.cancelling:
+            self.turn()
 
     def turn(self) -> None:
         """Begin what is due, then wait for completions, at most until the next thing is due."""
@@ -180,6 +183,9 @@ class WorkflowOrchestrator:
                 said = completion.error or completion.output
                 data = {"targets": [list(t) for t in effect.targets], "said": said[-500:]}
                 work.unit.event("cancelled", effect.case_id, data)
+                if completion.error is not None or completion.exit_code:
+                    ids = " ".join(str(slurm_id) for _, slurm_id in effect.targets)
+                    work.notes.append(f"not cancelled: {said[-500:]}; to do it by hand: scancel {ids}")
         else:
             self._transferred(effect, completion)
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqi_hpc.core.errors import ConfigurationError, ConnectionError, MQIError, ProcessingError, ResourceError
+from mqi_hpc.infrastructure.executors.local import LocalExecutor
 from mqi_hpc.infrastructure.executors.script import Answer, decode_text, new_nonce, parse, run_script
 from mqi_hpc.infrastructure.executors.shell import OutcomeUnknown, Result
 
@@ -135,3 +136,9 @@ def test_with_a_sink_the_caller_reads() -> None:
     assert run_script(FakeShell(b""), "", [], timeout=1, sink=lambda _: None) == []
     with pytest.raises(ConnectionError, match="cat: broken"):
         run_script(FakeShell(b"", exit_code=9, stderr=b"cat: broken"), "", [], timeout=1, sink=lambda _: None)
+
+
+def test_noclobber_of_a_profile_does_not_reach_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELLOPTS", "noclobber")
+    script = 'tmp=$(mktemp); echo "$(id -u)" >"$tmp" && say WROTE; rm -f "$tmp"; say END'
+    assert run_script(LocalExecutor(), script, [], timeout=30) == [Answer("WROTE", ())]

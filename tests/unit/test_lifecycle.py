@@ -102,6 +102,27 @@ def test_handlers_are_given_back(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_terminal_that_goes_away_asks_to_end(tmp_path: Path) -> None:
+    with holder(tmp_path / "mqi.sqlite") as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.wait() == 0
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        lifecycle = LifecycleManager(tmp_path / "mqi.sqlite")
+        lifecycle.acquire_lock()
+        called: list[int] = []
+        lifecycle.register_shutdown_handler(lambda: called.append(1))
+        os.kill(os.getpid(), signal.SIGHUP)
+        lifecycle.release_lock()
+        assert called == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # The instance
 
 

@@ -108,6 +108,35 @@ def test_a_cancelled_task_names_who_cancelled(bench: Bench) -> None:
     assert "uid 0" in detail
 
 
+def test_an_array_cancelled_before_any_of_it_ran_may_stand_as_one_plain_row(bench: Bench) -> None:
+    """Slurm 22.05, `scancel --name` of an array whose dependency failed: `14`, not `14_[0-1]`, for ever."""
+    array = next(row for row in bench.world.rows if row.name.endswith("beams"))
+    bench.world.end("interpret", "FAILED", exit_code="127:0")
+    bench.world.rows = [row for row in bench.world.rows if row.job != array.job]
+    bench.world.rows.append(Row(array.job, None, array.name, "CANCELLED by 1000", node=""))
+    bench.turn(6)
+    assert beam(bench)[:2] == (TaskStatus.FAILED, "failed (interpret)")
+
+
+@pytest.mark.parametrize("word", ["COMPLETED", "PENDING", "FAILED"])
+def test_a_plain_row_of_an_array_says_nothing_else(bench: Bench, word: str) -> None:
+    array = next(row for row in bench.world.rows if row.name.endswith("beams"))
+    bench.world.rows = [row for row in bench.world.rows if row.job != array.job]
+    bench.world.rows.append(Row(array.job, None, array.name, word))
+    bench.turn(6)
+    assert beam(bench)[:2] == (TaskStatus.RUNNING, "settling")
+
+
+def test_a_plain_row_of_an_array_says_nothing_of_a_task_that_has_begun(bench: Bench) -> None:
+    array = next(row for row in bench.world.rows if row.name.endswith("beams"))
+    bench.world.rows = [row for row in bench.world.rows if row.job != array.job]
+    bench.world.rows.append(Row(array.job, None, array.name, "CANCELLED by 1000"))
+    bench.world.sections[STATUS] = (line("started"), 0)
+    bench.turn(6)
+    assert beam(bench, 0)[:2] == (TaskStatus.RUNNING, "settling")
+    assert beam(bench, 1)[:2] == (TaskStatus.FAILED, "failed (cancelled)")
+
+
 def test_a_word_nobody_knows_is_never_success(bench: Bench) -> None:
     bench.beam_done(0)
     for row in bench.world.rows:

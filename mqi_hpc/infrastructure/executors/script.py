@@ -15,8 +15,9 @@ MARK = b"\x1e"
 # The script comes first on stdin, up to a NUL: no limit of a command line, no shell that misreads it,
 # and the rest of stdin is the script's own.
 BOOT = ("bash", "-c", 'IFS= read -r -d "" script; eval "$script"', "mqi-hpc")
+# A profile may have set noclobber (bash reads ~/.bashrc again where sshd is its grandparent).
 PRELUDE = r"""
-set -u
+set -u +o noclobber
 umask 077
 export LC_ALL=C
 nonce=$1
