@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from mqi_hpc.cli.app import app
@@ -22,8 +23,12 @@ def run(arguments: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except MQIError as error:
+        code = _code(error)
         print(f"mqi-hpc: {error}", file=sys.stderr)  # noqa: T201 - the one place that tells a user's mistake
-        return _code(error)
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            told = {"error": error.what, "where": error.where, "fix": error.fix, "exit_code": code}
+            print(json.dumps(told))  # noqa: T201 - a program reads this
+        return code
     except KeyboardInterrupt:
         return _INTERRUPTED
     return 0

@@ -82,7 +82,8 @@ class Application:
         """
         found = self._cases.register(folder, deliveries)
         for case in found.cases:
-            if case.status in _OPEN:
+            # Results that did not come home are fetched again; nothing is computed twice.
+            if case.status in _OPEN or self._orchestrator.fetch_again(case.case_id):
                 self._resources.require_disk_space()
                 self._orchestrator.process_case(case.case_id)
         ids = [case.case_id for case in found.cases]
@@ -152,6 +153,11 @@ class _Watch:
         outage = self._orchestrator.outage
         if outage.refused:
             self.unreachable = AuthenticationError(outage.why)
+        elif self._orchestrator.refusals >= self._retry.max_attempts and not wait:
+            self.unreachable = ConnectionError(
+                "Slurm does not take the chain now",
+                fix="`mqi-hpc show` says why; nothing is lost: submit the folder again later, or with --wait",
+            )
         elif outage.failures >= self._retry.max_attempts and not (all_stand and wait):
             self.unreachable = ConnectionError(
                 outage.why, fix="Nothing is lost: submit the folder again when the cluster can be reached"

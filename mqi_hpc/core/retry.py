@@ -22,10 +22,12 @@ class RetryPolicy:
         """
         if attempt < 1 or not 0.0 <= jitter <= 1.0:
             raise ValueError(f"attempt counts from 1 and jitter is 0..1, not {attempt} and {jitter}")
-        if attempt >= self.max_attempts:
-            return None
+        return None if attempt >= self.max_attempts else self.wait(attempt, jitter)
+
+    def wait(self, failures: int, jitter: float = 0.0) -> float:
+        """Seconds to wait after `failures` (from 1) in a row, where giving up is no answer: an outage."""
         try:
-            wait = min(self.base_delay * self.exponential_base ** (attempt - 1), self.max_delay)
+            wait = min(self.base_delay * self.exponential_base ** (failures - 1), self.max_delay)
         except OverflowError:
             wait = self.max_delay
         return wait * (1.0 - jitter / 2.0)

@@ -44,34 +44,36 @@ def stands(work: OpenJob) -> None:
     work.notes.append("submitted: " + ", ".join(f"{stage} {ids[stage]}" for stage in STAGES))
 
 
-def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple[float | None, Cancels]:
+def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple[bool, Cancels]:
     """Bring a job in line with what its submit.sh said.
 
-    Returns when to try again (0: with the usual backoff, None: not) and what to cancel. Only a
-    submission that is known not to have happened is tried again; an ambiguous one is held.
+    Returns whether to try again, and what to cancel. Only a submission that is known not to have happened
+    is tried again; an ambiguous one is held.
     """
     report = parse_submit(completion.output, effect.nonce)
     try:
         adopt(work, report.receipts)
     except ProcessingError as error:
         ambiguous(work, str(error))
-        return None, ()
+        return False, ()
     found = meaning(report, completion)
     if found.fate is Fate.REFUSED:
-        return None, _refuse(work, found.why)
+        return False, _refuse(work, found.why)
     if found.fate is Fate.AGAIN:
         _back(work, found.why)
-        return 0.0, ()
+        return True, ()
     if found.fate is Fate.STANDS:
         stands(work)
     else:
         ambiguous(work, found.why)
-    return None, ()
+    return False, ()
 
 
 def ambiguous(work: OpenJob, why: str) -> None:
     """Record that it is not known what was submitted: held for attention, looked for, never retried."""
-    work.mark(SubmitState.AMBIGUOUS, f"what was submitted is not known: {why}")
+    looked = f"squeue --name={work.job.submission(STAGES[0]).name}"
+    said = f"what was submitted is not known: {why} (nothing is sent again; to look for it: {looked})"
+    work.mark(SubmitState.AMBIGUOUS, said)
     work.notes.append(f"held: {work.job.refusal}")
 
 

@@ -80,6 +80,7 @@ class WorkflowOrchestrator:
         self._running = False
         self.outage = Outage()
         self.good_looks = 0
+        self._refusals: dict[str, int] = {}
         self._log = structlog.get_logger("mqi_hpc.orchestrator")
 
     def process_case(self, case_id: str) -> None:
@@ -95,6 +96,16 @@ class WorkflowOrchestrator:
             # Its submit.sh may have run: whoever started it is gone, and its answer with them.
             with self._desk.open(jobs[-1].job_id) as work:
                 ambiguous(work, "this program ended while it was being submitted")
+
+    def fetch_again(self, case_id: str) -> bool:
+        """Make a failed download of a case due again; False where there is none to repeat."""
+        job_id = self._jobs.failed_download(case_id)
+        if job_id is None:
+            return False
+        with self._desk.open(job_id) as work:
+            task = task_of(work.tasks, TaskType.DOWNLOAD)
+            work.put_task(task.evolve(status=TaskStatus.PENDING, phase="", detail=""), why="asked for again")
+        return True
 
     def start(self) -> None:
         """Run until `stop` is called."""
@@ -190,21 +201,31 @@ class WorkflowOrchestrator:
             self._transferred(effect, completion)
 
     def _note_outage(self, completion: Completion) -> None:
+        watching = isinstance(completion.effect, Observe)
         if completion.failure not in (Failure.OUTAGE, Failure.ACCESS):
             if completion.error is None:
+                if watching and self.outage.failures:
+                    self._tell_all("the cluster answers again")
                 self.outage = Outage()
             return
+        if watching and not self.outage.failures:
+            self._tell_all(f"the cluster does not answer, and is asked again: {completion.error}")
         self.outage = Outage(
             self.outage.failures + 1, completion.error or "", completion.failure is Failure.ACCESS
         )
         self._log.warning("cluster not reached", failures=self.outage.failures, why=self.outage.why)
 
+    @property
+    def refusals(self) -> int:
+        """The most times in a row that Slurm has not taken a chain which it may take later."""
+        return max(self._refusals.values(), default=0)
+
+    def _tell_all(self, text: str) -> None:
+        for case_id in self._scheduler.cases:
+            self._desk.tell(case_id, text)
+
     def _backoff(self) -> float:
-        attempt = (
-            min(max(self.outage.failures, 1), self._retry.max_attempts - 1) if self.outage.failures else 1
-        )
-        wait = self._retry.delay(attempt, self._ids.draw())
-        return self._retry.max_delay if wait is None else wait
+        return self._retry.wait(max(self.outage.failures, 1), self._ids.draw())
 
     def _observed(self, effect: Observe, completion: Completion) -> None:
         now = self._clock.monotonic()
@@ -231,10 +252,13 @@ class WorkflowOrchestrator:
         with self._desk.open(effect.job_id) as work:
             again, cancels = apply_submit(work, effect, completion)
             head = task_of(work.tasks, TaskType.INTERPRET)
-        if again is None:
-            self._scheduler.complete_task(head.task_id)
+        if again:
+            self._refusals[head.task_id] = self._refusals.get(head.task_id, 0) + 1
+            wait = self._retry.wait(self._refusals[head.task_id], self._ids.draw())
+            self._scheduler.defer_task(head.task_id, max(wait, self._backoff()))
         else:
-            self._scheduler.defer_task(head.task_id, max(again, self._backoff()))
+            self._refusals.pop(head.task_id, None)
+            self._scheduler.complete_task(head.task_id)
         if cancels:
             self._cancel(effect.job_id, cancels)
         self._polls.due = self._clock.monotonic()

@@ -19,6 +19,7 @@ from mqi_hpc.core.models import (
     TaskType,
     job_name,
 )
+from mqi_hpc.core.next_task import task_of
 from mqi_hpc.core.outcome import job_status
 from mqi_hpc.services.resource_service import ResourceService
 
@@ -60,6 +61,16 @@ class JobService:
                 unit.jobs.put_task(task)
             unit.event("job planned", case_id, {"job": name, "files": sorted(files)})
         return job
+
+    def failed_download(self, case_id: str) -> str | None:
+        """Return the id of the case's newest job where its results did not come home, else None."""
+        with self._store.transaction() as unit:
+            jobs = unit.jobs.of_case(case_id)
+            if not jobs or jobs[-1].submit_state is not SubmitState.STANDING:
+                return None
+            tasks = unit.jobs.tasks(jobs[-1].job_id)
+        failed = task_of(tasks, TaskType.DOWNLOAD).status is TaskStatus.FAILED
+        return jobs[-1].job_id if failed else None
 
     def rendered(self, case: Case) -> dict[str, bytes]:
         """Return the files of a case's newest job, or those its first would have."""

@@ -138,3 +138,12 @@ def test_a_folders_name_is_a_name_and_never_run(config: Path, name: str) -> None
 def test_what_is_no_folder_is_refused(config: Path, where: str, said: str) -> None:
     (config.parent / "file").touch()
     assert_refused(mqi(config, "submit", str(config.parent / where)), config, said)
+
+
+def test_a_program_is_told_in_json_why_nothing_came_of_it(tmp_path: Path) -> None:
+    done = mqi(None, "--config", str(tmp_path / "none.yaml"), "status", "--json")
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert (told["exit_code"], told["where"]) == (2, str(tmp_path / "none.yaml"))
+    assert "cannot read the configuration" in told["error"]
+    assert "Traceback" not in done.stderr

@@ -181,6 +181,33 @@ def test_a_doubtful_submission_is_looked_for_as_long_as_it_can_live(desktop: Des
     assert len(desktop.bench.world.started(Submit)) == 1
 
 
+def test_results_that_did_not_come_home_are_fetched_again(desktop: Desktop) -> None:
+    desktop.finishes()
+    desktop.bench.world.fail(Download, Failure.CASE, "another file has this result's name")
+    first = desktop.submit()
+    assert (first.exit_code, first.cases[0].status) == (3, "partial")
+    again = desktop.submit()
+    assert (again.exit_code, again.cases[0].status) == (0, "completed")
+    assert len(again.cases[0].results) == 2
+    assert len(desktop.bench.world.started(Submit)) == 1
+
+
+def test_a_slurm_that_takes_nothing_now_is_said_to_who_does_not_wait(desktop: Desktop) -> None:
+    lines = [
+        "BEGIN",
+        "SBATCH interpret sbatch: error: QOSMaxSubmitJobPerUserLimit",
+        "FAILED interpret 1",
+        "DONE 75",
+    ]
+    for _ in range(3):
+        desktop.bench.world.say(Submit, lines, 75)
+    with pytest.raises(ConnectionError, match="does not take the chain now"):
+        desktop.submit(wait=False)
+    desktop.bench.wire()
+    desktop.wire()
+    assert desktop.submit(wait=False).exit_code == 0
+
+
 def test_what_was_rejected_beside_a_good_case_makes_it_partial(desktop: Desktop) -> None:
     desktop.cases.rejected = (Rejected("a fraction with faults", (Fault("a.ptn", "cut off"),)),)
     desktop.finishes()

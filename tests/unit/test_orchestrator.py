@@ -106,6 +106,20 @@ def test_an_outage_pauses_and_never_fails_the_case(bench: Bench) -> None:
     assert bench.orchestrator.outage.failures == 0
 
 
+def test_an_outage_while_watching_is_told_once_and_so_is_its_end(bench: Bench) -> None:
+    bench.until_sent()
+    for _ in range(5):
+        bench.world.fail(Observe, Failure.OUTAGE, "no route to host")
+    before = bench.clock.time
+    finish(bench)
+    bench.until("completed")
+    assert [text for text in bench.said if "cluster" in text] == [
+        "the cluster does not answer, and is asked again: no route to host",
+        "the cluster answers again",
+    ]
+    assert bench.clock.time - before >= 1 + 2 + 4 + 8 + 16
+
+
 def test_a_refused_key_stops_all_attempts(bench: Bench) -> None:
     bench.world.fail(Upload, Failure.ACCESS, "our key was refused")
     bench.turn(30)

@@ -17,6 +17,10 @@ def test_delays_double_up_to_the_limit_then_end() -> None:
     assert [policy.delay(n) for n in range(1, 10)] == [1, 2, 4, 8, 16, 32, 60, 60, None]
 
 
+def test_an_outage_is_waited_out_without_giving_up() -> None:
+    assert [RetryPolicy().wait(n) for n in (1, 2, 7, 100)] == [1.0, 2.0, 60.0, 60.0]
+
+
 def test_a_huge_attempt_does_not_overflow() -> None:
     assert RetryPolicy(max_attempts=10**6).delay(10**5) == 60.0
 

@@ -57,6 +57,7 @@ def job_of(bench: Bench) -> Job:
 def test_jobs(bench: Bench) -> None:
     job = job_of(bench)
     assert bench.jobs.allocate_resources(job)
+    assert bench.jobs.failed_download(KEY) is None
     assert bench.jobs.rendered(bench.case) == bench.jobs.rendered(bench.case)
     assert list(Bench().jobs.rendered(bench.case)) == ["chain.json"]
     with pytest.raises(ProcessingError, match="no case 'x'"):

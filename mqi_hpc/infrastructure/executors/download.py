@@ -288,7 +288,7 @@ def _present(result: ResultFile, target: Path) -> bool:
     raise IntegrityError(
         "another file has this result's name, and it is not replaced",
         where=str(target),
-        fix="Move it away, then `mqi-hpc fetch` the case again",
+        fix="Move it away, then submit the folder again: the results are fetched anew",
     )
 
 

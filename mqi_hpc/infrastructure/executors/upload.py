@@ -140,7 +140,7 @@ class Uploader:
             raise ResourceError(
                 f"{free / 1e9:.1f} GB are free on the cluster, {wanted / 1e9:.1f} GB are needed",
                 where=f"{self._shell.target}:{self._workspace}",
-                fix="Make room there (`mqi-hpc prune`), or lower resources.min_disk_space_gb",
+                fix="Make room there, or lower resources.min_disk_space_gb",
             )
 
     def _wanted(self, part: _Part, states: dict[str, Answer], key: str) -> bool:
