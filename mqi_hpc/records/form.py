@@ -93,7 +93,7 @@ class Form:
         return value
 
     def number(self, key: str) -> float:
-        """Return a finite number."""
+        """Return a finite number; an integer that no float holds exactly is refused, not rounded."""
         value = self.take(key)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise self.wrong(key, "a finite number", value)
@@ -101,7 +101,7 @@ class Form:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number):
+        if not math.isfinite(number) or number != value:
             raise self.wrong(key, "a finite number", value)
         return number
 

@@ -85,6 +85,8 @@ def test_what_is_of_another_kind_or_missing_is_refused_with_its_place(kind: str)
 
 @pytest.mark.parametrize("kind", GETTERS)
 @given(value=JSON)
+@example(value=2**53 + 1)
+@example(value=[0, 0, 2**53 + 1])
 def test_no_value_passes_as_another_kind_or_crashes(kind: str, value: Any) -> None:
     read, _ = GETTERS[kind]
     try:
