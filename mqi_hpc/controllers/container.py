@@ -144,7 +144,6 @@ class Container:
             reader,
             self._clock,
             site=self.config.app.site,
-            scan_root=str(self.config.paths.local_logdata),
             seed_base=self.config.moqui.random_seed_base,
         )
 

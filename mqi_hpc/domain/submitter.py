@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mqi_hpc.core.effects import Completion, Submit
 from mqi_hpc.core.errors import ProcessingError
-from mqi_hpc.core.models import STAGES, SubmitState, TaskStatus, TaskType
+from mqi_hpc.core.models import STAGES, Submission, SubmitState, TaskStatus, TaskType
 from mqi_hpc.core.next_task import slurm_tasks, task_of
 from mqi_hpc.core.submission import Receipt, parse_submit
 from mqi_hpc.core.submit_fate import Fate, meaning
@@ -21,18 +21,19 @@ def adopt(work: OpenJob, receipts: Mapping[str, Receipt]) -> bool:
 
     Raises ProcessingError where a receipt names another submission than ours.
     """
-    submissions = []
-    for submission in work.job.submissions:
-        receipt = receipts.get(submission.stage)
-        if receipt is not None and receipt.name != submission.name:
-            raise ProcessingError(
-                f"the receipt of {submission.stage} names {receipt.name!r}, not {submission.name!r}"
-            )
-        if receipt is not None:
-            submission = submission.evolve(slurm_id=receipt.id, cluster_time=receipt.time)  # noqa: PLW2901
-        submissions.append(submission)
-    work.put_job(work.job.evolve(submissions=tuple(submissions)))
+    submissions = tuple(_with(s, receipts.get(s.stage)) for s in work.job.submissions)
+    work.put_job(work.job.evolve(submissions=submissions))
     return all(s.slurm_id is not None for s in submissions)
+
+
+def _with(submission: Submission, receipt: Receipt | None) -> Submission:
+    if receipt is None:
+        return submission
+    if receipt.name != submission.name:
+        raise ProcessingError(
+            f"the receipt of {submission.stage} names {receipt.name!r}, not {submission.name!r}"
+        )
+    return submission.evolve(slurm_id=receipt.id, cluster_time=receipt.time)
 
 
 def stands(work: OpenJob) -> None:

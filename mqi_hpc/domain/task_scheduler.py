@@ -25,7 +25,7 @@ class TaskScheduler:
 
     def schedule_case(self, case_id: str) -> None:
         """Take a case in hand; raises ProcessingError where the store has none of this id."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             if unit.cases.get(case_id) is None:
                 raise ProcessingError(f"no case {case_id!r} in the store")
         self._cases[case_id] = None
@@ -33,7 +33,7 @@ class TaskScheduler:
     def get_next_task(self) -> Task | None:
         """Return a task to begin now, None where there is none; it is not handed out again until it ends."""
         now = self._clock.monotonic()
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             jobs = [jobs[-1] for case_id in self._cases if (jobs := unit.jobs.of_case(case_id))]
             for job in sorted(jobs, key=lambda job: (-job.priority, job.created_at, job.job_id)):
                 task = next_task(job, unit.jobs.tasks(job.job_id))

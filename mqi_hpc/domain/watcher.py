@@ -49,7 +49,7 @@ class Watcher:
         """Return one look at all jobs of these cases that are in Slurm's hands, None where none is."""
         queries = []
         sacct_ids: set[int] = set()
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             for case_id in case_ids:
                 case = unit.cases.get(case_id)
                 for job in unit.jobs.of_case(case_id):

@@ -10,7 +10,7 @@ import structlog
 from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Submit, Upload
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds, IStore
 from mqi_hpc.core.models import SubmitState, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import settled, task_of
+from mqi_hpc.core.next_task import task_of
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.desk import Desk, OpenJob
@@ -86,7 +86,7 @@ class WorkflowOrchestrator:
     def process_case(self, case_id: str) -> None:
         """Take a case in hand: plan its job if it has none, and go on from where its job is."""
         self._scheduler.schedule_case(case_id)
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             jobs = unit.jobs.of_case(case_id)
         if not jobs:
             job = self._jobs.create_job(case_id)
@@ -245,8 +245,6 @@ class WorkflowOrchestrator:
         polls.due = now + polls.wait
         for job_id, targets in seen.cancels:
             self._cancel(job_id, targets)
-        for query in effect.jobs:
-            self._close_if_settled(query.ref)
 
     def _submitted(self, effect: Submit, completion: Completion) -> None:
         with self._desk.open(effect.job_id) as work:
@@ -263,7 +261,6 @@ class WorkflowOrchestrator:
             self._cancel(effect.job_id, cancels)
         self._polls.due = self._clock.monotonic()
         self._polls.wait = self._rhythm.least
-        self._close_if_settled(effect.job_id)
 
     def _cancel(self, job_id: str, targets: Cancels) -> None:
         if job_id in self._polls.cancelling:
@@ -283,7 +280,6 @@ class WorkflowOrchestrator:
             self._scheduler.defer_task(task.task_id, self._backoff())
         else:
             self._scheduler.complete_task(task.task_id)
-        self._close_if_settled(effect.job_id)
 
     def _apply_transfer(self, work: OpenJob, task: Task, completion: Completion) -> bool:
         """Bring the job in line with how a transfer went; True: it is to be tried again."""
@@ -306,9 +302,3 @@ class WorkflowOrchestrator:
             work.mark(SubmitState.REFUSED, completion.error)
             work.end_all(f"the upload failed: {completion.error}")
         return False
-
-    def _close_if_settled(self, job_id: str) -> None:
-        with self._store.transaction() as unit:
-            done = settled(unit.jobs.tasks(job_id))
-        if done:
-            self._jobs.complete_job(job_id)

@@ -28,13 +28,12 @@ class CaseService:
     """Finds, checks and keeps cases (ICaseService)."""
 
     def __init__(
-        self, store: IStore, reader: ICaseReader, clock: IClock, *, site: str, scan_root: str, seed_base: int
+        self, store: IStore, reader: ICaseReader, clock: IClock, *, site: str, seed_base: int
     ) -> None:
         self._store = store
         self._reader = reader
         self._clock = clock
         self._site = site
-        self._scan_root = scan_root
         self._seed_base = seed_base
 
     def register(self, folder: str, chosen: Sequence[str] | None = None) -> Registration:
@@ -63,7 +62,7 @@ class CaseService:
         found = self._read(folder, chosen)
         if not found.fractions:
             raise _refusal(folder, found)
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             return tuple(self._case(unit, folder, fraction) for fraction in found.fractions)
 
     def _read(self, folder: str, chosen: Sequence[str] | None) -> IntakeResult:
@@ -75,13 +74,13 @@ class CaseService:
 
     def scan_for_new_cases(self) -> list[str]:
         """Return the ids of cases registered but not yet begun, oldest first."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             new = [case for case in unit.cases.all() if case.status is CaseStatus.NEW]
         return [case.case_id for case in sorted(new, key=lambda case: case.created_at)]
 
     def get_case(self, case_id: str) -> Case:
         """Return a case; raises ProcessingError where the store has none of this id."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             case = unit.cases.get(case_id)
         if case is None:
             raise ProcessingError(f"no case {case_id!r} in the store; `mqi-hpc status` lists those there are")
@@ -89,7 +88,7 @@ class CaseService:
 
     def find(self, text: str) -> list[Case]:
         """Return the cases that `text` may mean: a folder, a label, an id's beginning, or a Slurm job id."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             cases = unit.cases.all()
             exact = [c for c in cases if text in (c.case_id, c.label, c.folder)]
             if exact:

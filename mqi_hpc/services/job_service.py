@@ -19,7 +19,7 @@ from mqi_hpc.core.models import (
     TaskType,
     job_name,
 )
-from mqi_hpc.core.next_task import task_of
+from mqi_hpc.core.next_task import settled, task_of
 from mqi_hpc.core.outcome import job_status
 from mqi_hpc.services.resource_service import ResourceService
 
@@ -64,7 +64,7 @@ class JobService:
 
     def failed_download(self, case_id: str) -> str | None:
         """Return the id of the case's newest job where its results did not come home, else None."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             jobs = unit.jobs.of_case(case_id)
             if not jobs or jobs[-1].submit_state is not SubmitState.STANDING:
                 return None
@@ -74,7 +74,7 @@ class JobService:
 
     def rendered(self, case: Case) -> dict[str, bytes]:
         """Return the files of a case's newest job, or those its first would have."""
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             if jobs := unit.jobs.of_case(case.case_id):
                 return unit.jobs.files(jobs[-1].job_id)
             submissions = plan_submissions(case.instance, case.case_id, 1, case.beams)
@@ -108,11 +108,13 @@ class JobService:
             self._resources.release(unit, job_id)
 
     def settle(self, unit: IUnit, job: Job, tasks: Sequence[Task]) -> Job:
-        """Within a transaction: bring the job's status in line with its tasks."""
+        """Within a transaction: bring the job in line with its tasks; when it ends, its slots go back."""
         status = job_status(tasks)
         if status is job.status:
             return job
-        ended = status not in (JobStatus.PENDING, JobStatus.RUNNING)
+        ended = settled(tasks)
+        if ended:
+            self._resources.release(unit, job.job_id)
         job = job.evolve(
             status=status,
             started_at=job.started_at or self._now(),

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mqi_hpc.core.interfaces import IStore
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import task_of
 from mqi_hpc.records.result import BeamRecord, ConvertedDose, ConvertRecord, decode_record
@@ -86,21 +87,25 @@ class ReportService:
     def cases(self) -> list[CaseReport]:
         """Return all cases, oldest first."""
         with self._store.transaction(write=False) as unit:
-            found = [(case, unit.jobs.of_case(case.case_id)) for case in unit.cases.all()]
-            tasks = {jobs[-1].job_id: unit.jobs.tasks(jobs[-1].job_id) for _, jobs in found if jobs}
-        return [
-            report(case, jobs[-1] if jobs else None, tasks[jobs[-1].job_id] if jobs else [])
-            for case, jobs in found
-        ]
+            return [_read(unit, case) for case in unit.cases.all()]
 
     def case(self, case_id: str) -> CaseReport:
-        """Return one case by its id, which must be in the store."""
-        return next(found for found in self.cases() if found.case_id == case_id)
+        """Return one case by its id; raises ProcessingError where the store has none of it."""
+        with self._store.transaction(write=False) as unit:
+            case = unit.cases.get(case_id)
+            if case is None:
+                raise ProcessingError(f"no case {case_id!r} in the store")
+            return _read(unit, case)
 
     def events(self, case_id: str) -> list[dict[str, Any]]:
         """Return a case's events, oldest first."""
         with self._store.transaction(write=False) as unit:
             return unit.events(case_id)
+
+
+def _read(unit: IUnit, case: Case) -> CaseReport:
+    jobs = unit.jobs.of_case(case.case_id)
+    return report(case, jobs[-1], unit.jobs.tasks(jobs[-1].job_id)) if jobs else report(case, None, [])
 
 
 def report(case: Case, job: Job | None, tasks: list[Task]) -> CaseReport:

@@ -23,7 +23,7 @@ class TransferService:
     def upload_case(self, case_id: str) -> None:
         """Start the upload of a case's newest job."""
         case, job, _ = self._newest(case_id)
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             files = unit.jobs.files(job.job_id)
         self._effects.start(
             Upload(
@@ -71,7 +71,7 @@ class TransferService:
         return effect
 
     def _newest(self, case_id: str) -> tuple[Case, Job, list[Task]]:
-        with self._store.transaction() as unit:
+        with self._store.transaction(write=False) as unit:
             case, jobs = unit.cases.get(case_id), unit.jobs.of_case(case_id)
             if case is None or not jobs:
                 raise ProcessingError(f"case {case_id!r} has no job; `mqi-hpc submit` makes one")

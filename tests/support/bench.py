@@ -150,7 +150,7 @@ class Bench:
         self.resources = ResourceService(
             store, gpu_count=self.gpu_count, min_disk_space_gb=0, free_bytes=lambda: 1
         )
-        self.cases = CaseService(store, NoReader(), clock, site="site", scan_root="/", seed_base=1000)  # type: ignore[arg-type]
+        self.cases = CaseService(store, NoReader(), clock, site="site", seed_base=1000)  # type: ignore[arg-type]
         self.jobs = JobService(store, PlainRenderer(), self.resources, clock, workspace="/work")
         self.reports = ReportService(store)
         desk = Desk(store, self.cases, self.jobs, lambda _, text: self.said.append(text))

@@ -68,7 +68,7 @@ def reader() -> Reader:
 
 @pytest.fixture
 def service(reader: Reader) -> CaseService:
-    return CaseService(MemoryStore(), reader, Clock(), site="s", scan_root="/data", seed_base=1000)
+    return CaseService(MemoryStore(), reader, Clock(), site="s", seed_base=1000)
 
 
 def test_beams_are_numbered_by_dicom_and_indexed_from_0(service: CaseService) -> None:

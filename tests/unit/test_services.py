@@ -153,5 +153,7 @@ def test_reports(bench: Bench) -> None:
     reports = ReportService(bench.store)
     assert [report.case_id for report in reports.cases()] == [KEY]
     assert reports.events(KEY)
+    with pytest.raises(ProcessingError, match="no case 'x'"):
+        reports.case("x")
     empty = Bench().report
     assert (empty.job, empty.tasks, empty.beams, empty.results) == (None, (), (), ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -62,7 +63,7 @@ def _run(path: Path) -> int:
     if fault == "hang":
         print("Generating particles for (1 of 1 batches) in CPU ..", flush=True)
         while True:
-            time.sleep(3600)
+            signal.pause()
     if fault.startswith("exit "):
         sys.stderr.write(f"CUDA error: (transport particle) the stand-in engine was told to fail: {fault}\n")
         return int(fault.split()[1])
