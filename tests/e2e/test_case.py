@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from tests.support.cli import mqi, shown
-from tests.support.cluster import ROOT, Cluster
+from tests.support.cluster import ROOT, Cluster, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -44,6 +44,16 @@ def our_jobs(cluster: Cluster, key: str) -> list[list[str]]:
     return [line.split("|") for line in out.splitlines() if f"-{key}-" in line]
 
 
+def ended_jobs(cluster: Cluster, key: str, rows: int) -> list[list[str]]:
+    """`our_jobs` once at least `rows` are there and ended: slurmdbd hears later than the queue."""
+
+    def look() -> list[list[str]]:
+        seen = our_jobs(cluster, key)
+        return seen if len(seen) >= rows and not {"RUNNING", "PENDING"} & {row[2] for row in seen} else []
+
+    return wait_until(look, 60, f"{rows} rows of {key} in accounting")
+
+
 def test_a_case_comes_home_verified(cluster: Cluster, config: Path) -> None:
     folder = sample(config, "P001", "--beams", "3", "--layers", "4")
     done = mqi(config, "submit", str(folder), "--wait")
@@ -68,11 +78,10 @@ def test_a_case_comes_home_verified(cluster: Cluster, config: Path) -> None:
     for path in report["results"]:
         assert Path(path).stat().st_mode & 0o777 == 0o600
 
-    rows = our_jobs(cluster, report["case_id"])
+    rows = ended_jobs(cluster, report["case_id"], 5)
     names = {name.rsplit("-", 1)[-1] for _, name, _ in rows}
     assert names == {"interpret", "beams", "convert"}
     assert len({job.split("_")[0] for job, _, _ in rows}) == 3
-    assert len(rows) == 5
     assert {state for _, _, state in rows} == {"COMPLETED"}
     patient = pydicom.dcmread(next(folder.rglob("RP*.dcm"))).PatientID
     queue = cluster.ssh("sacct -n -P -X -o JobName%80,Comment%80,WorkDir%120 -S now-1hour").stdout
@@ -81,7 +90,7 @@ def test_a_case_comes_home_verified(cluster: Cluster, config: Path) -> None:
 
     again = mqi(config, "submit", str(folder), "--wait")
     assert again.returncode == 0
-    assert len(our_jobs(cluster, report["case_id"])) == 5
+    assert len(ended_jobs(cluster, report["case_id"], 5)) == 5
     listed = json.loads(mqi(config, "status", "--json").stdout)
     assert [case["status"] for case in listed["cases"]] == ["completed"]
 
@@ -140,7 +149,7 @@ def test_submit_returns_when_the_chain_stands_and_takes_it_up_again(cluster: Clu
     assert (report["status"], report["submission"]) == ("processing", "standing")
     last = mqi(config, "submit", str(folder), "--wait")
     assert last.returncode == 0, last.stderr
-    assert len(our_jobs(cluster, report["case_id"])) == 3
+    assert len(ended_jobs(cluster, report["case_id"], 3)) == 3
 
 
 def test_an_odd_folder_name_is_data_and_never_run(cluster: Cluster, config: Path) -> None:

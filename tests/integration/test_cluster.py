@@ -125,8 +125,10 @@ def test_a_node_set_down_fails_its_job(cluster: Cluster) -> None:
     node = cluster.ssh(f"squeue -h -o %N -j {job}").stdout.strip()
     cluster.root(f"scontrol update nodename={node} state=down reason=test")
     assert ended(cluster, job)[0]["State"] == "NODE_FAIL"
-    # It stays down until an administrator (here: `reset`) takes it back.
-    assert cluster.root(f"sinfo -h -n {node} -p gpu -o %T").stdout.strip() == "down"
+    # It stays down until an administrator (here: `reset`) takes it back. Until the job's CPUs are freed,
+    # sinfo reckons it "mixed".
+    shown = f"sinfo -h -n {node} -p gpu -o %T"
+    wait_until(lambda: cluster.root(shown).stdout.strip() == "down", 30, "a node that is down")
 
 
 def test_higher_partitions_preempt_low(cluster: Cluster) -> None:
