@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from mqi_hpc.cli.app import app
+from mqi_hpc.cli import app
 from mqi_hpc.core.errors import ConfigurationError, ConnectionError, LockHeld, MQIError
 
 _FAILED, _USAGE, _UNREACHABLE, _LOCKED, _INTERRUPTED = 1, 2, 4, 5, 130

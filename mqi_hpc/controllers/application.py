@@ -1,27 +1,28 @@
-"""The use cases: take the lock, register, lead cases, and tell how they ended."""
+"""The use cases: take the lock, register, lead cases, carry orders out, and tell how they ended."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mqi_hpc.core.errors import AuthenticationError, ConnectionError, LockHeld
+from mqi_hpc.controllers.watch import OPEN, Watch
+from mqi_hpc.core.errors import LockHeld
 from mqi_hpc.core.interfaces import IClock, IEffects, ILifecycleManager
 from mqi_hpc.core.models import CaseStatus, SubmitState
 from mqi_hpc.core.outcome import exit_code
+from mqi_hpc.core.requests import Request
 from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.domain.orders import Orders
+from mqi_hpc.domain.request_desk import RequestDesk
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
-from mqi_hpc.services.case_service import CaseService
+from mqi_hpc.services.case_service import CaseService, Registration
 from mqi_hpc.services.report_service import CaseReport, ReportService
 from mqi_hpc.services.resource_service import ResourceService
-
-_OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
-_GOOD_LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a submit ended: the cases, what was refused, what a person should know, and the exit code."""
+    """How a command ended: the cases, what was refused, what a person should know, and the exit code."""
 
     cases: tuple[CaseReport, ...]
     rejected: tuple[str, ...]
@@ -40,6 +41,8 @@ class Application:
         resources: ResourceService,
         reports: ReportService,
         orchestrator: WorkflowOrchestrator,
+        orders: Orders,
+        requests: RequestDesk,
         effects: IEffects,
         clock: IClock,
         retry: RetryPolicy,
@@ -50,6 +53,8 @@ class Application:
         self._resources = resources
         self._reports = reports
         self._orchestrator = orchestrator
+        self._orders = orders
+        self._requests = requests
         self._effects = effects
         self._clock = clock
         self._retry = retry
@@ -63,18 +68,25 @@ class Application:
         self._lifecycle.register_shutdown_handler(self._stop)
 
     def run(self) -> None:
-        """Lead every unfinished case of the store until asked to stop."""
+        """Lead every unfinished case of the store until asked to stop; looks for no new ones."""
         for report in self._reports.cases():
-            if CaseStatus(report.status) in _OPEN:
+            if CaseStatus(report.status) in OPEN:
                 self._orchestrator.process_case(report.case_id)
-        self._orchestrator.start()
+
+        def enough() -> bool:
+            self._requests.serve()
+            return self._stopped
+
+        self._orchestrator.run_until(enough)
 
     def shutdown(self) -> None:
         """End effects and give the lock back; jobs on the cluster run on."""
         self._effects.close()
         self._lifecycle.release_lock()
 
-    def submit(self, folder: str, deliveries: Sequence[str] | None, *, wait: bool) -> Outcome:
+    def submit(
+        self, folder: str, deliveries: Sequence[str] | None, *, wait: bool, priority: int | None = None
+    ) -> Outcome:
         """Register a folder's cases and lead them until their chains stand, or with `wait` to their end.
 
         Raises RejectedCase where the folder holds no case, ConnectionError where the cluster cannot be
@@ -82,21 +94,49 @@ class Application:
         """
         found = self._cases.register(folder, deliveries)
         for case in found.cases:
+            if priority is not None:
+                self._orders.prioritise(case.case_id, priority)
             # Results that did not come home are fetched again; nothing is computed twice.
-            if case.status in _OPEN or self._orchestrator.fetch_again(case.case_id):
+            if case.status in OPEN or self._orders.fetch_failed(case.case_id):
                 self._resources.require_disk_space()
                 self._orchestrator.process_case(case.case_id)
-        ids = [case.case_id for case in found.cases]
-        watch = _Watch(self._reports, self._orchestrator, self._clock, self._retry, self._submit_seconds)
-        self._orchestrator.run_until(lambda: self._stopped or watch.enough(ids, wait=wait))
+        return self._lead([case.case_id for case in found.cases], found, wait=wait)
+
+    def order(self, request: Request, *, wait: bool) -> Outcome:
+        """Carry an order out, and lead its case until its chain stands, or with `wait` to its end.
+
+        Raises ProcessingError where the order cannot be carried out, ConnectionError as `submit`.
+        """
+        said = self._orders.carry_out(request)
+        self._orchestrator.process_case(request.case_id)
+        return self._lead([request.case_id], Registration((), (), (said,)), wait=wait)
+
+    def lead_too(self, case_id: str) -> None:
+        """Lead another case beside those that this command is about."""
+        self._orchestrator.process_case(case_id)
+
+    def lead(self, case_ids: Sequence[str], *, wait: bool) -> Outcome:
+        """Lead cases that are registered already, as `submit` does."""
+        for case_id in case_ids:
+            self._orchestrator.process_case(case_id)
+        return self._lead(case_ids, Registration((), (), ()), wait=wait)
+
+    def _lead(self, ids: Sequence[str], found: Registration, *, wait: bool) -> Outcome:
+        watch = Watch(self._reports, self._orchestrator, self._clock, self._retry, self._submit_seconds)
+
+        def enough() -> bool:
+            self._requests.serve()
+            return self._stopped or watch.enough(ids, wait=wait)
+
+        self._orchestrator.run_until(enough)
         reports = tuple(self._reports.case(case_id) for case_id in ids)
         if watch.unreachable is not None:
             raise watch.unreachable
-        rejected = tuple(line for one in found.rejected for line in (one.reason, *map(str, one.faults)))
+        rejected = refused_lines(found)
         notes = (*found.notes, *watch.notes)
         if self._stopped:
             return Outcome(cases=reports, rejected=rejected, notes=(*notes, _STOPPED), exit_code=130)
-        code = _exit_code(reports, rejected=bool(rejected), wait=wait)
+        code = outcome_code(reports, rejected=bool(rejected), wait=wait)
         return Outcome(cases=reports, rejected=rejected, notes=notes, exit_code=code)
 
     def _stop(self) -> None:
@@ -107,78 +147,22 @@ class Application:
 _STOPPED = "stopped; what is on the cluster runs on: submit the folder again to take it up"
 
 
-class _Watch:
-    """Says when a submit has waited enough."""
-
-    def __init__(
-        self,
-        reports: ReportService,
-        orchestrator: WorkflowOrchestrator,
-        clock: IClock,
-        retry: RetryPolicy,
-        submit_seconds: float,
-    ) -> None:
-        self._reports = reports
-        self._orchestrator = orchestrator
-        self._clock = clock
-        self._retry = retry
-        self._submit_seconds = submit_seconds
-        self._doubt_since: float | None = None
-        self._standing: frozenset[str] | None = None
-        self.unreachable: ConnectionError | None = None
-        self.notes: tuple[str, ...] = ()
-
-    def enough(self, ids: Sequence[str], *, wait: bool) -> bool:
-        reports = [self._reports.case(case_id) for case_id in ids]
-        pending = [report for report in reports if CaseStatus(report.status) in _OPEN]
-        standing = frozenset(r.case_id for r in pending if r.submission == SubmitState.STANDING)
-        if self._standing is None:
-            self._standing = standing
-        if not pending:
-            return True
-        if self._given_up(all_stand=len(standing) == len(pending), wait=wait):
-            return True
-        if all(report.submission == SubmitState.AMBIGUOUS for report in pending):
-            return self._doubted()
-        self._doubt_since = None
-        if any(task.verdict == "no space" for report in pending for task in report.tasks):
-            self.notes = ("there is too little space; make room and submit the folder again",)
-            return True
-        if wait or len(standing) < len(pending):
-            return False
-        fresh = not (standing & self._standing)
-        return fresh or self._orchestrator.good_looks >= _GOOD_LOOKS
-
-    def _given_up(self, *, all_stand: bool, wait: bool) -> bool:
-        outage = self._orchestrator.outage
-        if outage.refused:
-            self.unreachable = AuthenticationError(outage.why)
-        elif self._orchestrator.refusals >= self._retry.max_attempts and not wait:
-            self.unreachable = ConnectionError(
-                "Slurm does not take the chain now",
-                fix="`mqi-hpc show` says why; nothing is lost: submit the folder again later, or with --wait",
-            )
-        elif outage.failures >= self._retry.max_attempts and not (all_stand and wait):
-            self.unreachable = ConnectionError(
-                outage.why, fix="Nothing is lost: submit the folder again when the cluster can be reached"
-            )
-        return self.unreachable is not None
-
-    def _doubted(self) -> bool:
-        """Whether a submission of unknown fate has been looked for as long as submit.sh can live."""
-        now = self._clock.monotonic()
-        if self._doubt_since is None:
-            self._doubt_since = now
-        return now - self._doubt_since >= self._submit_seconds and self._orchestrator.good_looks > 0
+def refused_lines(found: Registration) -> tuple[str, ...]:
+    """Return what of a folder was refused, and why, as lines."""
+    return tuple(line for one in found.rejected for line in (one.reason, *map(str, one.faults)))
 
 
-def _exit_code(reports: Sequence[CaseReport], *, rejected: bool, wait: bool) -> int:
+def outcome_code(reports: Sequence[CaseReport], *, rejected: bool, wait: bool, led: bool = False) -> int:
+    """Return a command's exit code: 0 fine, 1 failed or rejected, 3 of different kinds.
+
+    `led`: beside `reports` there are cases that another process has in hand, which is fine.
+    """
     codes = {
         0
-        if CaseStatus(report.status) in _OPEN and not wait and report.submission == SubmitState.STANDING
+        if CaseStatus(report.status) in OPEN and not wait and report.submission == SubmitState.STANDING
         else exit_code(CaseStatus(report.status))
         for report in reports
     }
-    if rejected:
-        codes.add(1)
+    codes |= {0} if led else set()
+    codes |= {1} if rejected else set()
     return codes.pop() if len(codes) == 1 else 3

@@ -1,10 +1,9 @@
-"""All wiring in one place: settings in, a program out. The only module that knows infrastructure."""
+"""All wiring in one place: settings in, a program out."""
 
 from __future__ import annotations
 
-import random
-import secrets
-import shutil
+import getpass
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,102 +12,150 @@ from pathlib import Path
 
 import platformdirs
 
+from mqi_hpc import __version__
 from mqi_hpc.controllers.application import Application
+from mqi_hpc.controllers.client import Client
+from mqi_hpc.controllers.daemon import Daemon
 from mqi_hpc.controllers.lifecycle_manager import LifecycleManager
 from mqi_hpc.controllers.log_reader import LogReader
-from mqi_hpc.core.errors import ConfigurationError, ProcessingError
+from mqi_hpc.controllers.parts import Parts
+from mqi_hpc.controllers.told import without_names
+from mqi_hpc.core.errors import ConfigurationError, LockHeld, ProcessingError
+from mqi_hpc.core.models import job_name
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
-from mqi_hpc.core.retry import CircuitBreaker
+from mqi_hpc.core.requests import Request, Verb
+from mqi_hpc.core.resubmit import plan_resubmit
 from mqi_hpc.domain.desk import Desk
+from mqi_hpc.domain.orders import Orders, describe
+from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.reconciler import Reconciler
+from mqi_hpc.domain.request_desk import RequestDesk
+from mqi_hpc.domain.scans import Scans
+from mqi_hpc.domain.system_monitor import MonitorLimits, SystemMonitor
 from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.watcher import Watcher
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
 from mqi_hpc.infrastructure.config import AppConfig, ConfigLoader
-from mqi_hpc.infrastructure.connection.pool import SSHConnectionPool
-from mqi_hpc.infrastructure.executors import (
-    Control,
-    LocalExecutor,
-    RemoteExecutor,
-    Shell,
-    ThreadedEffects,
-    TransferExecutor,
-)
-from mqi_hpc.infrastructure.intake import CaseReader, write_sample_case
+from mqi_hpc.infrastructure.intake import add_fraction, write_sample_case
 from mqi_hpc.infrastructure.monitoring.logs import configure_logging
-from mqi_hpc.infrastructure.slurm.archive import build_stages
-from mqi_hpc.infrastructure.slurm.renderer import Renderer
-from mqi_hpc.infrastructure.state import SqliteStateManager, load_or_create_instance
+from mqi_hpc.infrastructure.monitoring.notify import Notifier
+from mqi_hpc.infrastructure.state.requests import new_request_id
 from mqi_hpc.services.case_service import CaseService
+from mqi_hpc.services.history import read_history
+from mqi_hpc.services.intake_service import IntakeService
 from mqi_hpc.services.job_service import JobService
 from mqi_hpc.services.report_service import ReportService
 from mqi_hpc.services.resource_service import ResourceService
+from mqi_hpc.services.retention_service import RetentionService
 from mqi_hpc.services.transfer_service import TransferService
+
+__all__ = ["AppConfig", "Container", "add_fraction", "default_config", "load_settings", "sample_case"]
+
+sample_case = write_sample_case
 
 Tell = Callable[[str, str], None]
 """Hears what goes on: (case label, text)."""
 
-_GIGABYTE = 1_000_000_000
-
-
-class SystemClock:
-    """The real time (IClock)."""
-
-    def now(self) -> float:
-        """Return UTC epoch seconds."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Return seconds of a clock that never steps."""
-        return time.monotonic()
-
-
-class SystemIds:
-    """Real random things (IIds)."""
-
-    def nonce(self) -> str:
-        """Return 24 hexadecimal digits never used before."""
-        return secrets.token_hex(12)
-
-    def draw(self) -> float:
-        """Return a number from 0 to 1."""
-        return random.random()  # noqa: S311 - spreads waits, guards nothing
+_SCAN_GRACE_SECONDS = 120.0
 
 
 class Container:
-    """Builds each part once, when it is first asked for."""
+    """Builds each part once, when it is first asked for.
 
-    def __init__(self, config: AppConfig, tell: Tell | None) -> None:
+    `lifecycle` is that of an earlier container whose lock goes on (a reload); `notifier` likewise. Without
+    `names`, what is told names no folder: nobody reads it now, it is kept.
+    """
+
+    def __init__(
+        self,
+        config: AppConfig,
+        tell: Tell | None,
+        *,
+        lifecycle: LifecycleManager | None = None,
+        notifier: Notifier | None = None,
+        names: bool = True,
+    ) -> None:
         self.config = config
+        self.parts = Parts(config)
+        self.lifecycle = lifecycle or LifecycleManager(config.app.state_file)
+        self.notifier = notifier or Notifier()
         self._tell = tell
-        self._clock = SystemClock()
-        self._ids = SystemIds()
+        self._names = names
         configure_logging(config.app.log_file)
 
     @classmethod
     def open(cls, path: Path | None, tell: Tell | None) -> Container:
         """Return the container of a configuration file; ConfigurationError lists what is wrong with it."""
-        return cls(ConfigLoader().load(path or _default_config()), tell)
+        return cls(load_settings(path), tell)
 
     # What the commands use
 
     @contextmanager
-    def running(self) -> Iterator[Application]:
-        """Hold the lock, and end cleanly whatever happens."""
-        self.application.initialize()
+    def acting(self) -> Iterator[Application | Client]:
+        """Hold the lock and act; where another process holds it, act through that one."""
+        try:
+            self.application.initialize()
+        except LockHeld:
+            try:
+                yield self.client
+            finally:
+                self.close()
+            return
         try:
             yield self.application
         finally:
-            self.application.shutdown()
+            self.close()
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Allow effects without the lock: nothing of the store is changed."""
+        """Allow effects without the lock: nothing that the lock guards is changed."""
         try:
             yield
         finally:
-            self._effects.close()
+            self.parts.close()
+
+    def close(self) -> None:
+        """End what runs, and give the lock back."""
+        try:
+            self.parts.close()
+        finally:
+            self.lifecycle.release_lock()
+
+    def request(
+        self,
+        verb: Verb,
+        case_id: str,
+        *,
+        beams: tuple[int, ...] | None = None,
+        convert_only: bool = False,
+        reason: str = "",
+        priority: int | None = None,
+    ) -> Request:
+        """Return an order of the person at this machine."""
+        return Request(
+            request_id=new_request_id(),
+            verb=verb,
+            case_id=case_id,
+            who=_user(),
+            beams=beams,
+            convert_only=convert_only,
+            reason=reason,
+            priority=priority,
+        )
+
+    def planned(self, case_id: str, *, beams: tuple[int, ...] | None, convert_only: bool) -> str:
+        """Return what a resubmit would submit; changes nothing. Raises ProcessingError as the order would."""
+        with self.parts.store.transaction(write=False) as unit:
+            history = read_history(unit, case_id)
+        case = self.cases.get_case(case_id)
+        plan = plan_resubmit(case, history, numbers=beams, convert_only=convert_only)
+        return f"{case.label}: {describe(case, plan, job_name(len(history.jobs) + 1))}"
+
+    def gpu_slots(self) -> tuple[int, int | None]:
+        """Return the slots of our GPU budget that jobs hold, and all there are (None: no budget)."""
+        with self.parts.store.transaction(write=False) as unit:
+            return sum(unit.resources.holdings().values()), self.config.resources.gpu_count
 
     def preview(self, folder: str) -> Mapping[str, bytes]:
         """Return what would be rendered for a folder; keeps nothing. Raises RejectedCase."""
@@ -134,15 +181,15 @@ class Container:
             path.write_bytes(files[name])
         return paths
 
+    # Services
+
     @cached_property
     def cases(self) -> CaseService:
         """Registered cases."""
-        processing = self.config.processing
-        reader = CaseReader(self.config.machines, fraction_gap_seconds=processing.fraction_gap_seconds)
         return CaseService(
-            self._store,
-            reader,
-            self._clock,
+            self.parts.store,
+            self.parts.reader,
+            self.parts.clock,
             site=self.config.app.site,
             seed_base=self.config.moqui.random_seed_base,
         )
@@ -151,141 +198,227 @@ class Container:
     def jobs(self) -> JobService:
         """Planned and submitted jobs."""
         return JobService(
-            self._store,
-            self._renderer,
+            self.parts.store,
+            self.parts.renderer,
             self._resources,
-            self._clock,
+            self.parts.clock,
             workspace=self.config.paths.remote_workspace,
         )
 
     @cached_property
     def reports(self) -> ReportService:
         """What is told of cases."""
-        return ReportService(self._store)
+        return ReportService(self.parts.store)
+
+    @cached_property
+    def retention(self) -> RetentionService:
+        """What prune may remove."""
+        return RetentionService(
+            self.parts.store,
+            self.parts.local_results,
+            self.parts.clock,
+            self.parts.retention_rules(),
+            workspace=self.config.paths.remote_workspace,
+        )
 
     @cached_property
     def log_reader(self) -> LogReader:
         """Logs of stages."""
         patience = 2 * self.config.ssh.command_timeout_seconds
-        return LogReader(self._transfers, self.reports, self._effects, self._clock, patience=patience)
+        return LogReader(
+            self._transfers, self.reports, self.parts.effects, self.parts.clock, patience=patience
+        )
+
+    @cached_property
+    def _resources(self) -> ResourceService:
+        resources = self.config.resources
+        return ResourceService(
+            self.parts.store,
+            gpu_count=resources.gpu_count,
+            min_disk_space_gb=resources.min_disk_space_gb,
+            free_bytes=self.parts.free_bytes,
+        )
+
+    @cached_property
+    def _transfers(self) -> TransferService:
+        return TransferService(self.parts.store, self.jobs, self.parts.effects)
+
+    # The program
 
     @cached_property
     def application(self) -> Application:
         """The use cases that change something."""
         return Application(
-            lifecycle=LifecycleManager(self.config.app.state_file),
+            lifecycle=self.lifecycle,
             cases=self.cases,
             resources=self._resources,
             reports=self.reports,
-            orchestrator=self._orchestrator,
-            effects=self._effects,
-            clock=self._clock,
+            orchestrator=self._orchestrator(scans=None),
+            orders=self._orders,
+            requests=RequestDesk(self.parts.mailbox, self._orders, self._lead),
+            effects=self.parts.effects,
+            clock=self.parts.clock,
             retry=self.config.processing.retry_policy.policy(),
             submit_seconds=self.config.processing.submit_timeout_seconds,
         )
 
-    # What they are made of
-
     @cached_property
-    def _store(self) -> SqliteStateManager:
-        instance = load_or_create_instance(self.config.app.state_file)
-        return SqliteStateManager(
-            self.config.app.state_file, instance=instance.id, secret=instance.secret, clock=self._clock
+    def client(self) -> Client:
+        """The use cases through another process."""
+        return Client(
+            cases=self.cases,
+            reports=self.reports,
+            mailbox=self.parts.mailbox,
+            new_id=new_request_id,
+            sleep=time.sleep,
+            nobody_leads=self._nobody_leads,
+            take_over=self._take_over,
         )
 
     @cached_property
-    def _renderer(self) -> Renderer:
-        return Renderer(self.config, build_stages())
-
-    @cached_property
-    def _resources(self) -> ResourceService:
-        resources, results = self.config.resources, self.config.paths.local_results
-        return ResourceService(
-            self._store,
-            gpu_count=resources.gpu_count,
-            min_disk_space_gb=resources.min_disk_space_gb,
-            free_bytes=lambda: shutil.disk_usage(_existing(results)).free,
+    def daemon(self) -> Daemon:
+        """The daemon."""
+        intake = IntakeService(self.parts.store, self.cases, self.parts.clock, site=self.config.app.site)
+        scans = Scans(
+            self.parts.store,
+            intake,
+            self.parts.effects,
+            self.parts.clock,
+            interval=self.config.processing.scan_interval_seconds,
+            stirred=self.parts.scanner.stirred,
+            tell=self._heard,
+        )
+        orchestrator = self._orchestrator(scans=scans)
+        return Daemon(
+            store=self.parts.store,
+            orchestrator=orchestrator,
+            scans=scans,
+            requests=RequestDesk(self.parts.mailbox, self._orders, orchestrator.process_case, stays=True),
+            monitor=self._monitor,
+            notifier=self.notifier,
+            clock=self.parts.clock,
+            gpu_slots=self.config.resources.gpu_count,
+            connections=self.parts.open_connections,
         )
 
     @cached_property
-    def _shell(self) -> Shell:
-        if self.config.transport == "local":
-            return LocalExecutor()
-        policy = self.config.processing.retry_policy.policy()
-        rng = random.Random()  # noqa: S311 - spreads waits, guards nothing
-        return RemoteExecutor(SSHConnectionPool(self.config.ssh, policy, CircuitBreaker(), self._clock, rng))
-
-    @cached_property
-    def _effects(self) -> ThreadedEffects:
-        timeout = self.config.ssh.command_timeout_seconds
-        control = Control(
-            self._shell,
-            self._renderer,
-            submit_timeout=self.config.processing.submit_timeout_seconds,
-            command_timeout=timeout,
+    def _monitor(self) -> SystemMonitor:
+        config = self.config
+        limits = MonitorLimits(
+            metrics_interval=config.monitoring.metrics_interval_seconds,
+            health_interval=config.monitoring.health_check_interval_seconds,
+            min_free=config.resources.min_disk_space_gb * 1e9,
+            min_free_percent=config.retention.min_free_percent,
+            look_limit=3 * config.processing.poll_max_seconds + 3 * config.ssh.command_timeout_seconds,
+            scan_limit=3 * config.processing.scan_interval_seconds + _SCAN_GRACE_SECONDS,
         )
-        transfer = TransferExecutor(
-            self._shell,
-            workspace=self.config.paths.remote_workspace,
-            instance=self._store.instance,
-            results=self.config.paths.local_results,
-            min_free_bytes=self.config.resources.min_disk_space_gb * _GIGABYTE,
-            timeout=timeout,
+        places = {
+            "state": str(config.app.state_file.parent),
+            "results": str(config.paths.local_results),
+        }
+        return SystemMonitor(
+            self.parts.probe,
+            self.parts.sink,
+            self.parts.clock,
+            limits=limits,
+            places=places,
+            version=__version__,
         )
-        threads = max(1, self.config.ssh.connection_pool_size - 1)
-        return ThreadedEffects(self._shell, control, transfer, transfer_threads=threads)
 
     @cached_property
-    def _transfers(self) -> TransferService:
-        return TransferService(self._store, self.jobs, self._effects)
+    def _scheduler(self) -> TaskScheduler:
+        most = self.config.resources.max_concurrent_jobs
+        return TaskScheduler(self.parts.store, self.parts.clock, max_concurrent_jobs=most)
 
     @cached_property
-    def _orchestrator(self) -> WorkflowOrchestrator:
-        processing = self.config.processing
-        desk = Desk(self._store, self.cases, self.jobs, self._heard)
+    def _desk(self) -> Desk:
+        return Desk(self.parts.store, self.cases, self.jobs, self._heard, self._scheduler.changed)
+
+    @cached_property
+    def _orders(self) -> Orders:
+        return Orders(self._desk, self.cases, self.jobs)
+
+    def _orchestrator(self, *, scans: Scans | None) -> WorkflowOrchestrator:
+        parts, processing, store = self.parts, self.config.processing, self.parts.store
         limits = Limits(
             settle=processing.t_settle_seconds,
             lag=processing.t_lag_seconds,
             debounce=processing.debounce_seconds,
         )
         watcher = Watcher(
-            self._store, desk, self.jobs, Reconciler(limits), accounting=self.config.slurm.accounting
+            store, self._desk, self.jobs, Reconciler(limits), accounting=self.config.slurm.accounting
+        )
+        polls = Polls(
+            watcher=watcher,
+            desk=self._desk,
+            effects=parts.effects,
+            clock=parts.clock,
+            ids=parts.ids,
+            rhythm=PollRhythm(least=processing.poll_min_seconds, most=processing.poll_max_seconds),
         )
         return WorkflowOrchestrator(
-            store=self._store,
+            store=store,
             jobs=self.jobs,
             transfers=self._transfers,
-            scheduler=TaskScheduler(self._store, self._clock),
-            watcher=watcher,
-            desk=desk,
-            effects=self._effects,
-            clock=self._clock,
-            ids=self._ids,
-            rhythm=PollRhythm(least=processing.poll_min_seconds, most=processing.poll_max_seconds),
+            scheduler=self._scheduler,
+            polls=polls,
+            desk=self._desk,
+            effects=parts.effects,
+            clock=parts.clock,
+            ids=parts.ids,
+            slots_wait=processing.poll_min_seconds,
             retry=processing.retry_policy.policy(),
+            scans=scans,
         )
 
-    def _heard(self, case_id: str, text: str) -> None:
-        if self._tell is not None:
-            self._tell(self.cases.get_case(case_id).label, text)
+    def _take_over(self) -> Application | None:
+        try:
+            self.application.initialize()
+        except LockHeld:
+            return None
+        return self.application
+
+    def _nobody_leads(self) -> bool:
+        try:
+            self.lifecycle.acquire_lock()
+        except LockHeld:
+            return False
+        self.lifecycle.release_lock()
+        return True
+
+    def _lead(self, case_id: str) -> None:
+        self.application.lead_too(case_id)
+
+    def _heard(self, case_id: str | None, text: str) -> None:
+        if self._tell is None:
+            return
+        if not self._names:
+            self._tell(case_id or "mqi-hpc", without_names(text))
+            return
+        found = [] if case_id is None else self.cases.find(case_id)
+        self._tell(found[0].label if found else case_id or "mqi-hpc", text)
 
 
-def sample_case(folder: Path, *, beams: int, layers: int) -> Path:
-    """Write a synthetic case; see `write_sample_case`."""
-    return write_sample_case(folder, beams=beams, layers=layers)
+def _user() -> str:
+    """Return who asks: the login name, or the user's number where there is none (a container)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
-def _default_config() -> Path:
+def load_settings(path: Path | None) -> AppConfig:
+    """Return the settings in a file, or at the usual place; raises ConfigurationError."""
+    return ConfigLoader().load(path or default_config())
+
+
+def default_config() -> Path:
+    """Return the configuration file at its usual place; raises ConfigurationError where there is none."""
     path = platformdirs.user_config_path("mqi-hpc") / "config.yaml"
     if not path.exists():
         raise ConfigurationError(
             "no configuration was named, and there is none at its usual place",
             where=str(path),
-            fix="Name one with --config or MQI_HPC_CONFIG; config/example.yaml shows what belongs there",
+            fix="Name one with --config or MQI_HPC_CONFIG; `mqi-hpc init` writes one",
         )
     return path
-
-
-def _existing(path: Path) -> Path:
-    """Return a folder, or the nearest one above it that is there."""
-    return next(place for place in (path, *path.parents) if place.exists())

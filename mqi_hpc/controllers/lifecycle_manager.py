@@ -33,14 +33,14 @@ class LifecycleManager:
         self._before: dict[signal.Signals, Any] = {}
         self._asked = False
 
-    def acquire_lock(self) -> bool:
-        """Take the lock; raises LockHeld, saying by whom, where another process has it.
+    def acquire_lock(self, patience: float = 0.0) -> bool:
+        """Take the lock; raises LockHeld, saying by whom, where another process has it for `patience` s.
 
         Raises StateError where the lock's files cannot be written.
         """
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=patience)
             self._say_who()
         except Timeout as error:
             raise LockHeld(
@@ -76,10 +76,14 @@ class LifecycleManager:
         A signal that is ignored, as SIGHUP under nohup, stays so.
         """
         self._handlers.append(handler)
-        if not self._before:
-            for number in _ENDING:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._asked_to_end)
+        for number in _ENDING:
+            if number not in self._before and signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._asked_to_end)
+
+    def register_reload_handler(self, handler: Callable[[], None]) -> None:
+        """Call `handler` on SIGHUP, which then no longer asks to end."""
+        former = signal.signal(signal.SIGHUP, lambda *_: handler())
+        self._before.setdefault(signal.SIGHUP, former)
 
     def _asked_to_end(self, number: int, _: FrameType | None) -> None:
         if self._asked:

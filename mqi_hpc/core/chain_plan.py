@@ -1,4 +1,4 @@
-"""From a case and a job number to the chain of three sbatch calls: a pure plan, no text of any shell."""
+"""From a case and a job number to the chain of sbatch calls, three or fewer: a pure plan, no shell text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.models import STAGES, Beam, Submission, job_name
+from mqi_hpc.records.chain import SUFFIXES
 from mqi_hpc.records.layout import submission_name
 
 MAX_BEAMS = 1000
@@ -36,7 +37,8 @@ class StageResources:
 class StageCall:
     """One sbatch call: its options but for the dependency, whose id comes from a receipt.
 
-    `depends` names (condition, stage): afterok interpret, or afterany beams.
+    `depends` names (condition, stage) of this job: afterok interpret, or afterany beams. `waits_for` are
+    arrays of older jobs of the case, (job, Slurm job name), that convert waits for where they still run.
     """
 
     stage: str
@@ -44,6 +46,15 @@ class StageCall:
     options: tuple[str, ...]
     depends: tuple[str, str] | None
     held: bool
+    waits_for: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def dependency(self) -> str | None:
+        """What the call waits for, in chain.json's words: `afterany:beams:j01/beams`; None: for nothing."""
+        named = [self.depends[1]] if self.depends else []
+        named += [f"{job}/beams" for job, _ in self.waits_for]
+        condition = self.depends[0] if self.depends else "afterany"
+        return ":".join([condition, *named]) if named else None
 
 
 def array_expression(indices: Iterable[int], throttle: int | None = None) -> str:
@@ -64,21 +75,25 @@ def array_expression(indices: Iterable[int], throttle: int | None = None) -> str
     return text if throttle is None else f"{text}%{throttle}"
 
 
-def plan_submissions(instance: str, key: str, number: int, beams: Sequence[Beam]) -> tuple[Submission, ...]:
-    """Return the three submissions of job `number` for `beams`, none of them submitted yet.
+def plan_submissions(
+    instance: str, key: str, number: int, beams: Sequence[Beam], stages: Sequence[str] = STAGES
+) -> tuple[Submission, ...]:
+    """Return the submissions of job `number`, which computes `beams`; none of them is submitted yet.
 
-    Raises ProcessingError where the beams do not fit an array, ConfigurationError where `instance` makes
+    `stages` are all three, beams and convert, or convert alone, which computes none. Raises ProcessingError
+    where the stages are others or the beams do not fit an array, ConfigurationError where `instance` makes
     names that Slurm would not keep as they are.
     """
-    indices = tuple(sorted(beam.index for beam in beams))
-    if not indices or len(set(indices)) != len(indices) or indices[0] < 0 or indices[-1] >= MAX_BEAMS:
-        raise ProcessingError(
-            f"{len(indices)} beams with array indices {_shortly(indices)} cannot be one Slurm array",
-            where=f"job {job_name(number)} of {key}",
-            fix=f"A job takes 1 to {MAX_BEAMS} beams, each with an index of its own below {MAX_BEAMS}",
-        )
     job = job_name(number)
-    names = {stage: submission_name(instance, key, job, stage) for stage in STAGES}
+    if tuple(stages) not in SUFFIXES:
+        raise ProcessingError(
+            f"the stages {', '.join(stages) or '(none)'} are no chain",
+            where=f"job {job} of {key}",
+            fix=f"A job has the stages {', '.join(STAGES)}, or the last two, or the last of them",
+        )
+    indices = tuple(sorted(beam.index for beam in beams))
+    _check_indices(indices, array="beams" in stages, where=f"job {job} of {key}")
+    names = {stage: submission_name(instance, key, job, stage) for stage in stages}
     for name in names.values():
         if not _NAME.match(name):
             raise ConfigurationError(
@@ -88,8 +103,24 @@ def plan_submissions(instance: str, key: str, number: int, beams: Sequence[Beam]
             )
     return tuple(
         Submission(stage=stage, name=names[stage], indices=indices if stage == "beams" else (0,))
-        for stage in STAGES
+        for stage in stages
     )
+
+
+def _check_indices(indices: tuple[int, ...], *, array: bool, where: str) -> None:
+    if not array and indices:
+        raise ProcessingError(
+            f"beams with array indices {_shortly(indices)} cannot be computed by convert alone",
+            where=where,
+            fix="Give the job the stage beams too, or no beams",
+        )
+    one_each = len(set(indices)) == len(indices)
+    if array and not (indices and one_each and indices[0] >= 0 and indices[-1] < MAX_BEAMS):
+        raise ProcessingError(
+            f"{len(indices)} beams with array indices {_shortly(indices)} cannot be one Slurm array",
+            where=where,
+            fix=f"A job takes 1 to {MAX_BEAMS} beams, each with an index of its own below {MAX_BEAMS}",
+        )
 
 
 def plan_calls(
@@ -101,12 +132,14 @@ def plan_calls(
     account: str | None,
     qos: str | None,
     gpu_count: int | None,
+    waits_for: Sequence[tuple[str, str]] = (),
 ) -> tuple[StageCall, ...]:
-    """Return the sbatch calls of a chain, in order.
+    """Return the sbatch calls of a chain, in order; the first, its head, is held.
 
     What safety rests on (name, hold, array, no requeue, environment, folder, output) is on the command
     line, where it wins over the script and the environment, and last, where it wins over a site's own
     options; `folder` is the job's, absolute. `comment` None: DEFAULT_COMMENT. `gpu_count` None: no throttle.
+    `waits_for` are the older arrays, (job, Slurm job name), that convert waits for too.
     Raises ConfigurationError where Slurm would read `folder` or `comment` in another way.
     """
     if not folder.startswith("/") or not folder.isprintable() or set(folder) & set("%\\"):
@@ -122,6 +155,7 @@ def plan_calls(
             where="slurm.comment",
             fix=f"It should be one line of less than {_COMMENT_BYTES} bytes",
         )
+    head = submissions[0]
     return tuple(
         StageCall(
             stage=submission.stage,
@@ -129,9 +163,11 @@ def plan_calls(
             options=(
                 *_wishes(resources[submission.stage], account, qos),
                 *_safety(submission, folder, text, gpu_count),
+                *(("--hold",) if submission is head else ()),
             ),
-            depends=_DEPENDS.get(submission.stage),
-            held=submission.stage == "interpret",
+            depends=None if submission is head else _DEPENDS[submission.stage],
+            held=submission is head,
+            waits_for=tuple(waits_for) if submission.stage == "convert" else (),
         )
         for submission in submissions
     )
@@ -166,8 +202,6 @@ def _safety(submission: Submission, folder: str, comment: str, gpu_count: int | 
     if array:
         throttle = None if gpu_count is None else min(len(indices), gpu_count)
         options.append(f"--array={array_expression(indices, throttle)}")
-    if stage == "interpret":
-        options.append("--hold")
     return tuple(options)
 
 

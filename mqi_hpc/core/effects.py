@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mqi_hpc.core.models import InputFile
+from mqi_hpc.core.models import InputFile, SeenFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,25 @@ class Download:
     logs: tuple[str, ...]
 
 
-Effect = Upload | Submit | Observe | Cancel | Download
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """Look below the scan root once; `known` are the folders that were read before, as they were then.
+
+    Its completion's `payload` is a ScanReport (core.intake).
+    """
+
+    known: tuple[SeenFolder, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """Remove a case's whole folder (`folder`, absolute, <workspace>/<key>) from the cluster."""
+
+    case_id: str
+    folder: str
+
+
+Effect = Upload | Submit | Observe | Cancel | Download | Scan | Prune
 
 
 class Failure(StrEnum):
@@ -96,6 +114,8 @@ class Failure(StrEnum):
     """Our key or the host's is refused: stop trying and tell a person."""
     SPACE = "space"
     """Too little disk space, here or there: wait, and tell a person."""
+    SOURCE = "source"
+    """The file server that holds the case, or the results, has gone away: this transfer waits."""
     CASE = "case"
     """Something is wrong with this case's own bytes or folders: this case only."""
 
@@ -105,7 +125,8 @@ class Completion:
     """What became of an effect: `output` is what the other side said, `error` why it did not come to be.
 
     `failure` classes the error; `uncertain` tells that it may have had its effect all the same (a reply
-    was lost). A command that ran and exited non-zero is no error: `exit_code` tells.
+    was lost). A command that ran and exited non-zero is no error: `exit_code` tells. `payload` is what a
+    Scan found.
     """
 
     effect: Effect
@@ -114,3 +135,4 @@ class Completion:
     error: str | None = None
     failure: Failure | None = None
     uncertain: bool = False
+    payload: object = field(default=None, repr=False)

@@ -105,15 +105,17 @@ def _settle(
     where = f" (deliveries {', '.join(one.names)})" if one.names else ""
     if one.faults:
         faults = [*one.faults, *([Fault(one.plan.file.path, missing)] if missing else [])]
-        rejected.append(Rejected(f"a fraction with faults{where}", tuple(faults)))
+        rejected.append(Rejected(f"a fraction with faults{where}", tuple(faults), tuple(one.names)))
     elif one.complete:
         fractions.append(
             Fraction(one.plan, tuple((n, tuple(pieces)) for n, pieces in sorted(one.pieces.items())))
         )
     elif final or (one.last is not None and now - one.last > _TOO_OLD):
-        rejected.append(Rejected(f"an incomplete fraction{where}", (Fault(one.plan.file.path, missing),)))
+        lacking = (Fault(one.plan.file.path, missing),)
+        rejected.append(Rejected(f"an incomplete fraction{where}", lacking, tuple(one.names)))
     else:
-        waiting.append(Waiting(f"{one.plan.file.path}: {missing} yet{where}"))
+        until = None if one.last is None else one.last + _TOO_OLD
+        waiting.append(Waiting(f"{one.plan.file.path}: {missing} yet{where}", until, tuple(one.names)))
 
 
 def _sorted(mine: Sequence[Owned]) -> list[Owned]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from mqi_hpc.core.models import SeenFolder
 from mqi_hpc.records.delivery import RangeRow
 from mqi_hpc.records.layout import PLAN, PLAN_INFO, PLAN_RANGE, beam_folder
 
@@ -91,17 +92,27 @@ class Fraction:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something that can never become a case as it stands, and all that is wrong with it."""
+    """Something that can never become a case as it stands, and all that is wrong with it.
+
+    `deliveries` are the folders of the fraction that is meant, where it is one.
+    """
 
     reason: str
     faults: tuple[Fault, ...] = ()
+    deliveries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Deliveries that do not make a fraction yet."""
+    """Deliveries that do not make a fraction yet.
+
+    `until` is the local time after which they are refused, None where nothing tells their age.
+    `deliveries` are their folders.
+    """
 
     reason: str
+    until: datetime | None = None
+    deliveries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +123,28 @@ class IntakeResult:
     rejected: tuple[Rejected, ...] = ()
     waiting: tuple[Waiting, ...] = ()
     ignored_setup: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderRead:
+    """A folder that was ready and was read: what it holds, or (`refused`) why it could not be read at all."""
+
+    seen: SeenFolder
+    result: IntakeResult | None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanReport:
+    """What one scan found: folders read, folders that are not ready yet (with why), folders that are gone.
+
+    `error` tells that the root itself could not be looked at; then nothing else is told.
+    """
+
+    read: tuple[FolderRead, ...] = ()
+    waiting: tuple[tuple[str, str], ...] = ()
+    gone: tuple[str, ...] = ()
+    error: str = ""
 
 
 def input_files(fraction: Fraction) -> Iterator[tuple[str, str, int, str]]:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mqi_hpc.core.effects import Completion, Effect, Observe
+from mqi_hpc.core.event_chain import ChainedEvent
 from mqi_hpc.core.intake import IntakeResult
-from mqi_hpc.core.models import Beam, Case, Job, Submission, Task
+from mqi_hpc.core.models import Beam, Case, Job, SeenFolder, Submission, Task
+from mqi_hpc.core.monitoring import (
+    DiskReading,
+    DiskUsage,
+    GPUReading,
+    GPUStatus,
+    Health,
+    HostStatus,
+    LoopState,
+    Metric,
+    Snapshot,
+    StoreCounts,
+)
+from mqi_hpc.core.pruning import DeliveredFile, LocalFate
+from mqi_hpc.core.requests import Reply, Request
 
 
 class IClock(Protocol):
@@ -40,6 +55,7 @@ class ICaseRepository(Protocol):
     def get(self, case_id: str) -> Case | None: ...
     def put(self, case: Case) -> None: ...
     def all(self) -> list[Case]: ...
+    def remove(self, case_id: str) -> None: ...
 
 
 class IJobRepository(Protocol):
@@ -52,6 +68,14 @@ class IJobRepository(Protocol):
     def put_task(self, task: Task) -> None: ...
     def files(self, job_id: str) -> dict[str, bytes]: ...
     def put_files(self, job_id: str, files: Mapping[str, bytes]) -> None: ...
+
+
+class IFolderRepository(Protocol):
+    """Case folders as they were when last read."""
+
+    def all(self) -> list[SeenFolder]: ...
+    def put(self, seen: SeenFolder) -> None: ...
+    def remove(self, folder: str) -> None: ...
 
 
 class IResourceRepository(Protocol):
@@ -70,9 +94,14 @@ class IUnit(Protocol):
     def jobs(self) -> IJobRepository: ...
     @property
     def resources(self) -> IResourceRepository: ...
+    @property
+    def folders(self) -> IFolderRepository: ...
     def event(self, kind: str, case_id: str | None, data: Mapping[str, Any]) -> None: ...
     def events(self, case_id: str) -> list[dict[str, Any]]: ...
+    def all_events(self) -> list[ChainedEvent]: ...
+    def restore(self, events: Sequence[ChainedEvent]) -> None: ...
     def audit_head(self) -> str: ...
+    def counts(self) -> StoreCounts: ...
 
 
 class IStore(Protocol):
@@ -85,6 +114,13 @@ class IStore(Protocol):
     def transaction(self, *, write: bool = True) -> AbstractContextManager[IUnit]: ...
 
 
+class IRequests(Protocol):
+    """Requests that other processes have left beside the store, oldest first; each is answered once."""
+
+    def take(self) -> list[Request]: ...
+    def answer(self, reply: Reply) -> None: ...
+
+
 class ICaseReader(Protocol):
     """Reads a case folder; raises RejectedCase where it is no folder."""
 
@@ -93,7 +129,13 @@ class ICaseReader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
-    """All that the text of a job is made of."""
+    """All that the text of a job is made of.
+
+    `submissions` are the stages of this job, in order: all three, beams and convert, or convert alone.
+    `beams` are those it computes. `sources` names the job that holds the dose of each other beam (by index)
+    that convert is to take. `interpreted` is (job, SHA-256 of interpret's record) where it is not this
+    job's own. `waits_for` are older jobs of the case whose array may still run: convert waits for them.
+    """
 
     case: Case
     job: str
@@ -101,6 +143,9 @@ class RenderRequest:
     submissions: tuple[Submission, ...]
     beams: tuple[Beam, ...]
     audit_head: str
+    sources: Mapping[int, str] = field(default_factory=dict)
+    interpreted: tuple[str, str] | None = None
+    waits_for: tuple[str, ...] = ()
 
 
 class IRenderer(Protocol):
@@ -124,6 +169,7 @@ class ILifecycleManager(Protocol):
     def acquire_lock(self) -> bool: ...
     def release_lock(self) -> None: ...
     def register_shutdown_handler(self, handler: Callable[[], None]) -> None: ...
+    def register_reload_handler(self, handler: Callable[[], None]) -> None: ...
 
 
 class IWorkflowOrchestrator(Protocol):
@@ -171,3 +217,40 @@ class ITransferService(Protocol):
 
     def upload_case(self, case_id: str) -> None: ...
     def download_results(self, case_id: str) -> None: ...
+
+
+class IHostProbe(Protocol):
+    """Looks at this machine: `host` at once, `disk` and `gpus` by their last answers, without waiting.
+
+    `disk_usage` asks the file system itself, and waits for it; raises OSError.
+    """
+
+    def host(self) -> HostStatus: ...
+    def disk(self, path: str) -> DiskReading: ...
+    def disk_usage(self, path: str) -> DiskUsage: ...
+    def gpus(self) -> GPUReading: ...
+
+
+class IMonitorSink(Protocol):
+    """Publishes metrics and health; what goes wrong there is logged, never raised."""
+
+    def metrics(self, metrics: Sequence[Metric]) -> None: ...
+    def health(self, health: Health) -> None: ...
+
+
+class ISystemMonitor(Protocol):
+    """Observes the machine, the program and its work, and publishes it when that is due."""
+
+    def get_gpu_status(self) -> list[GPUStatus]: ...
+    def get_disk_usage(self, path: str) -> DiskUsage: ...
+    def get_cpu_usage(self) -> float | None: ...
+    def sample(self) -> Snapshot: ...
+    def tick(self, state: Callable[[], LoopState]) -> None: ...
+    def next_due(self) -> float: ...
+
+
+class ILocalResults(Protocol):
+    """Delivered files below the results folder: what is not what was delivered stays."""
+
+    def look(self, files: Sequence[DeliveredFile]) -> tuple[LocalFate, ...]: ...
+    def remove(self, files: Sequence[DeliveredFile]) -> tuple[LocalFate, ...]: ...

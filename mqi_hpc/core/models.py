@@ -65,7 +65,10 @@ class TaskStatus(StrEnum):
 
 
 class SubmitState(StrEnum):
-    """How far the submission of a job's chain has come; committed before and after each step."""
+    """How far the submission of a job's chain has come; committed before and after each step.
+
+    REFUSED: Slurm, or the upload, will never take it. WITHDRAWN: cancelled by a person before it was sent.
+    """
 
     PLANNED = "planned"
     UPLOADED = "uploaded"
@@ -73,6 +76,7 @@ class SubmitState(StrEnum):
     STANDING = "standing"
     AMBIGUOUS = "ambiguous"
     REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
 
 
 STAGES = ("interpret", "beams", "convert")
@@ -114,7 +118,10 @@ class InputFile(_Evolving):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case(_Evolving):
-    """One plan and one fraction of its delivery. `case_id` is the key, which names nobody."""
+    """One plan and one fraction of its delivery. `case_id` is the key, which names nobody.
+
+    A folder that was refused is kept as a case too: REJECTED, without beams, `rejected` says why.
+    """
 
     case_id: str
     status: CaseStatus
@@ -132,10 +139,24 @@ class Case(_Evolving):
     beams: tuple[Beam, ...]
     files: tuple[InputFile, ...]
     attention: str | None = None
+    rejected: tuple[str, ...] = ()
 
     def log_context(self) -> dict[str, str]:
         """The fields every log line about this case bears."""
         return {"case_id": self.case_id}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenFolder:
+    """A case folder as it was when it was last read, so that it is not read again while it stays so.
+
+    `fingerprint` tells of names, sizes and times of its files; `again_at` (UTC epoch s) when it is to be
+    read again all the same, None: not before it changes.
+    """
+
+    folder: str
+    fingerprint: str
+    again_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +188,19 @@ class Job(_Evolving):
     refusal: str | None = None
     cancelled: tuple[str, ...] = ()
 
-    def submission(self, stage: str) -> Submission:
-        """Return the submission of `stage` ("interpret", "beams" or "convert")."""
-        return next(s for s in self.submissions if s.stage == stage)
+    def submission(self, stage: str) -> Submission | None:
+        """Return the submission of `stage` ("interpret", "beams" or "convert"), None where it has none."""
+        return next((s for s in self.submissions if s.stage == stage), None)
+
+    @property
+    def head(self) -> Submission:
+        """The first submission of the chain: held until all stand, and released last."""
+        return self.submissions[0]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this job, in order."""
+        return tuple(s.stage for s in self.submissions)
 
     def log_context(self) -> dict[str, str]:
         """The fields every log line about this job bears."""

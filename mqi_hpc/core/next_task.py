@@ -8,8 +8,18 @@ from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, Ta
 
 
 def task_of(tasks: Sequence[Task], kind: TaskType) -> Task:
-    """Return a job's task of a kind that it has once (all but BEAM_CALC)."""
+    """Return a job's task of a kind that every job has once: UPLOAD, CONVERT or DOWNLOAD."""
     return next(task for task in tasks if task.type is kind)
+
+
+def interpret_of(tasks: Sequence[Task]) -> Task | None:
+    """Return a job's INTERPRET task, None where it takes an older job's output."""
+    return next((task for task in tasks if task.type is TaskType.INTERPRET), None)
+
+
+def head_of(tasks: Sequence[Task]) -> Task:
+    """Return the task that stands for the submission of the whole chain: the first that Slurm runs."""
+    return slurm_tasks(tasks)[0]
 
 
 def slurm_tasks(tasks: Sequence[Task]) -> list[Task]:
@@ -23,17 +33,18 @@ def watched(job: Job, tasks: Sequence[Task]) -> bool:
     return sent and any(not task.status.terminal for task in slurm_tasks(tasks))
 
 
-def next_task(job: Job, tasks: Sequence[Task]) -> Task | None:
+def next_task(job: Job, tasks: Sequence[Task], *, siblings_live: bool = False) -> Task | None:
     """Return the task that is to be begun next, None where nothing is to be begun (now, or ever).
 
-    INTERPRET stands for the submission of the whole chain, of which it is the head. A chain that may
-    have been sent (SUBMITTING, AMBIGUOUS) is never sent again from here.
+    `siblings_live`: beams of the case that an older job computes have not ended, so nothing is fetched yet.
+    The chain's head stands for the submission of the whole. A chain that may have been sent (SUBMITTING,
+    AMBIGUOUS) is never sent again from here.
     """
     if job.submit_state is SubmitState.PLANNED:
         return task_of(tasks, TaskType.UPLOAD)
     if job.submit_state is SubmitState.UPLOADED:
-        return task_of(tasks, TaskType.INTERPRET)
-    if any(not task.status.terminal for task in slurm_tasks(tasks)):
+        return head_of(tasks)
+    if siblings_live or any(not task.status.terminal for task in slurm_tasks(tasks)):
         return None
     download = task_of(tasks, TaskType.DOWNLOAD)
     return None if download.status.terminal else download

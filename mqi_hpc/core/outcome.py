@@ -8,11 +8,14 @@ from mqi_hpc.core.models import CaseStatus, JobStatus, Task, TaskStatus, TaskTyp
 
 
 def case_status(tasks: Sequence[Task]) -> CaseStatus:
-    """Return the status of a case whose newest job has `tasks`.
+    """Return the status of a case with `tasks`, those that count (`resubmit.current_tasks`).
 
-    Anything live: processing. All beams done (or accepted) and delivered: completed. Some done: partial.
-    All cancelled: cancelled. Else failed. A suspect or lost task has ended; it is not done.
+    Nothing begun: queued. Anything live: processing. All beams done (or accepted) and delivered: completed.
+    Some done: partial. All cancelled: cancelled. Else failed. A suspect or lost task has ended; it is not
+    done.
     """
+    if all(task.status is TaskStatus.PENDING for task in tasks):
+        return CaseStatus.QUEUED
     if not all(task.status.terminal for task in tasks):
         return CaseStatus.PROCESSING
     beams = [task.status for task in tasks if task.type is TaskType.BEAM_CALC]
@@ -27,10 +30,14 @@ def case_status(tasks: Sequence[Task]) -> CaseStatus:
 
 
 def job_status(tasks: Sequence[Task]) -> JobStatus:
-    """Return the status of a job with `tasks`, in the words of jobs."""
-    if all(task.status is TaskStatus.PENDING for task in tasks):
-        return JobStatus.PENDING
+    """Return the status of a job with `tasks`, in the words of jobs; one of convert alone has no beams."""
+    ended = [task.status for task in tasks if task.status.terminal]
+    if ended and len(ended) == len(tasks) and all(task.type is not TaskType.BEAM_CALC for task in tasks):
+        good = all(status is TaskStatus.COMPLETED for status in ended)
+        called_off = TaskStatus.CANCELLED in ended and TaskStatus.FAILED not in ended
+        return JobStatus.COMPLETED if good else JobStatus.CANCELLED if called_off else JobStatus.FAILED
     return {
+        CaseStatus.QUEUED: JobStatus.PENDING,
         CaseStatus.PROCESSING: JobStatus.RUNNING,
         CaseStatus.COMPLETED: JobStatus.COMPLETED,
         CaseStatus.PARTIAL: JobStatus.PARTIAL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,7 +15,7 @@ _WORDS = 300
 
 
 class Fate(StrEnum):
-    """STANDS: three receipts, head released. AGAIN: known not to be done whole, safe to run again.
+    """STANDS: a receipt of each stage, head released. AGAIN: known not to be done whole, safe to run again.
 
     REFUSED: Slurm will never take it. DOUBT: what was submitted is not known.
     """
@@ -33,11 +34,14 @@ class Meaning:
     why: str = ""
 
 
-def meaning(report: SubmitReport, completion: Completion) -> Meaning:
-    """Return what a run that said `report` means; only what is known not to have happened is sent again."""
+def meaning(report: SubmitReport, completion: Completion, stages: Sequence[str] = STAGES) -> Meaning:
+    """Return what a run that said `report` means for a job of `stages`.
+
+    Only what is known not to have happened is sent again.
+    """
     if completion.error is not None and not completion.uncertain:
         return Meaning(Fate.AGAIN, completion.error)
-    if report.code == 0 and set(report.receipts) == set(STAGES):
+    if report.code == 0 and set(report.receipts) == set(stages):
         return Meaning(Fate.STANDS)
     if report.code == EXIT_AGAIN:
         return Meaning(Fate.AGAIN, f"Slurm: {'; '.join(report.notes) or 'no answer'}")

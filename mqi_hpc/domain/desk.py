@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,10 @@ from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus
 from mqi_hpc.core.outcome import case_status
+from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.services.case_service import CaseService
+from mqi_hpc.services.history import read_history
+from mqi_hpc.services.intake_service import GROWN, LATE
 from mqi_hpc.services.job_service import JobService
 
 _log = structlog.get_logger("mqi_hpc.case")
@@ -35,6 +38,8 @@ class OpenJob:
         """Keep a changed task, with an event where its status or phase is another."""
         at = next(n for n, old in enumerate(self.tasks) if old.task_id == task.task_id)
         before, self.tasks[at] = self.tasks[at], task
+        if before == task:
+            return
         self.unit.jobs.put_task(task)
         if (before.status, before.phase, before.detail) != (task.status, task.phase, task.detail):
             data = {"task": task.task_id, "from": before.status, "to": task.status, "phase": task.phase}
@@ -46,8 +51,9 @@ class OpenJob:
 
     def put_job(self, job: Job) -> None:
         """Keep a changed job."""
-        self.job = job
-        self.unit.jobs.put(job)
+        if job != self.job:
+            self.job = job
+            self.unit.jobs.put(job)
 
     def mark(self, state: SubmitState, why: str) -> None:
         """Record how far the submission has come, with an event."""
@@ -57,21 +63,32 @@ class OpenJob:
         self.unit.event("submission", self.case.case_id, data)
         _log.info("submission", **self.job.log_context(), state=state, slurm_ids=ids)
 
-    def end_all(self, why: str) -> None:
+    def end_all(self, why: str, status: TaskStatus = TaskStatus.FAILED, phase: str = "not begun") -> None:
         """End every task that has not ended: nothing of this job will run any more."""
         for task in list(self.tasks):
             if not task.status.terminal:
-                self.put_task(task.evolve(status=TaskStatus.FAILED, phase="not begun", detail=why))
+                self.put_task(task.evolve(status=status, phase=phase, detail=why))
 
 
 class Desk:
-    """Opens jobs for a change, and brings job and case in line with their tasks when it is done."""
+    """Opens jobs for a change, and brings job and case in line with their tasks when it is done.
 
-    def __init__(self, store: IStore, cases: CaseService, jobs: JobService, listener: Listener) -> None:
+    `changed` hears the id of every case of which something changed.
+    """
+
+    def __init__(
+        self,
+        store: IStore,
+        cases: CaseService,
+        jobs: JobService,
+        listener: Listener,
+        changed: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._cases = cases
         self._jobs = jobs
         self._listener = listener
+        self._changed = changed
 
     @contextmanager
     def open(self, job_id: str) -> Iterator[OpenJob]:
@@ -83,25 +100,56 @@ class Desk:
                 raise StateError(f"job {job_id!r} has gone from the store")
             work = OpenJob(unit, case, job, unit.jobs.tasks(job_id))
             yield work
-            work.job = self._jobs.settle(unit, work.job, work.tasks)
-            attention = attention_of(work.job, work.tasks)
-            work.case = self._cases.set_status(unit, work.case, case_status(work.tasks), attention)
+            self._settle(work)
+        self._changed(case.case_id)
         for text in work.notes:
             self._listener(case.case_id, text)
+
+    @contextmanager
+    def open_case(self, case_id: str) -> Iterator[tuple[IUnit, Case, list[OpenJob]]]:
+        """Open all jobs of a case, j01 first; raises StateError where the store has no such case."""
+        with self._store.transaction() as unit:
+            case = unit.cases.get(case_id)
+            if case is None:
+                raise StateError(f"case {case_id!r} has gone from the store")
+            opened = [
+                OpenJob(unit, case, job, unit.jobs.tasks(job.job_id)) for job in unit.jobs.of_case(case_id)
+            ]
+            yield unit, case, opened
+            for work in opened:
+                self._settle(work)
+            if not opened or len(unit.jobs.of_case(case_id)) > len(opened):
+                self._settle_case(unit, unit.cases.get(case_id) or case)
+        self._changed(case_id)
+        for work in opened:
+            for text in work.notes:
+                self._listener(case_id, text)
 
     def tell(self, case_id: str, text: str) -> None:
         """Tell the listener something that changes nothing in the store."""
         self._listener(case_id, text)
 
+    def _settle(self, work: OpenJob) -> None:
+        work.job = self._jobs.settle(work.unit, work.job, work.tasks)
+        work.case = self._settle_case(work.unit, work.unit.cases.get(work.case.case_id) or work.case)
 
-def attention_of(job: Job, tasks: Sequence[Task]) -> str | None:
-    """Return why a person should look at a job, None where nobody need."""
-    if job.submit_state is SubmitState.AMBIGUOUS:
-        return job.refusal or "whether the chain was submitted is not known"
-    for task in tasks:
+    def _settle_case(self, unit: IUnit, case: Case) -> Case:
+        history = read_history(unit, case.case_id)
+        if not history.jobs:
+            return case
+        status = case_status(current_tasks(history))
+        return self._cases.set_status(unit, case, status, attention_of(case, history))
+
+
+def attention_of(case: Case, history: History) -> str | None:
+    """Return why a person should look at a case, None where nobody need."""
+    newest = history.jobs[-1]
+    if newest.submit_state is SubmitState.AMBIGUOUS:
+        return newest.refusal or "whether the chain was submitted is not known"
+    for task in current_tasks(history):
         if task.status in (TaskStatus.SUSPECT, TaskStatus.LOST) or task.phase in ATTENTION_PHASES:
             return f"{task.type} {task.index}: {task.phase}{f': {task.detail}' if task.detail else ''}"
-    return None
+    return LATE if GROWN in case.metadata else None
 
 
 ATTENTION_PHASES = frozenset({"held", "unknown", "unreadable", "waiting", "no space"})

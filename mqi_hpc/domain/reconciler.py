@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mqi_hpc.core.models import STAGE_OF, Job, Submission, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import task_of
+from mqi_hpc.core.models import STAGE_OF, STAGES, Job, Submission, Task, TaskStatus, TaskType
+from mqi_hpc.core.next_task import interpret_of
 from mqi_hpc.core.observation import Row, belongs, newest
 from mqi_hpc.core.readings import Limits, Reading, TableRow, Timer, Witness
 from mqi_hpc.core.slurm_states import LIVE
@@ -16,6 +16,9 @@ from mqi_hpc.records.chain import Chain
 from mqi_hpc.records.form import FormatError
 from mqi_hpc.records.result import Expected, decode_record, faults
 from mqi_hpc.records.status import StatusLine
+
+_SOON = frozenset({"starting", "finishing", "settling"})
+"""Phases that do not last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +42,16 @@ class Reconciliation:
     """What a poll means for one job.
 
     `unseen`: a task is not live in the queue, so accounting is to be asked next time. `dead_stages`
-    wait for a dependency that can never be met, in the order in which they must be cancelled. `ghosts`
-    are jobs (name, id) under our exact name that no receipt names.
+    wait for a dependency that can never be met, or are live although we have called them off, in the order
+    in which they must be cancelled. `ghosts` are jobs (name, id) under our exact name that no receipt names.
+    `soon`: something is about to change, so the next look should come early.
     """
 
     judged: tuple[Judged, ...]
     unseen: bool
     dead_stages: tuple[str, ...]
     ghosts: tuple[tuple[str, int], ...]
+    soon: bool = False
 
 
 class Reconciler:
@@ -64,11 +69,12 @@ class Reconciler:
         """
         judged = []
         unseen = False
-        interpret = task_of(tasks, TaskType.INTERPRET)
+        interpret = interpret_of(tasks)
         for task in tasks:
             if task.type not in STAGE_OF or task.status.terminal:
                 continue
-            reading = self._reading(job, chain, task, evidence, _failed(interpret))
+            failed = interpret is not None and _failed(interpret)
+            reading = self._reading(job, chain, task, evidence, failed)
             if reading is None or (reading.queue_good and reading.live is None):
                 unseen = True
             if reading is None:
@@ -84,6 +90,7 @@ class Reconciler:
             unseen=unseen,
             dead_stages=_dead_stages(job, evidence.queue or ()),
             ghosts=_ghosts(job, evidence.queue or ()),
+            soon=any(one.after.phase in _SOON for one in judged),
         )
 
     def _reading(
@@ -92,7 +99,7 @@ class Reconciler:
         """Return what the witnesses say of a task; None where it cannot be asked yet."""
         stage = STAGE_OF[task.type]
         submission = job.submission(stage)
-        if evidence.queue is None:
+        if evidence.queue is None or submission is None:
             return Reading(queue_good=False)
         lines = evidence.status(job.job_id)
         line = (lines or {}).get((stage, task.index))
@@ -219,15 +226,13 @@ def _failed(interpret: Task) -> bool:
 def _dead_stages(job: Job, queue: Sequence[Row]) -> tuple[str, ...]:
     """Return the stages to cancel, convert first: with the array gone, `afterany` would let it run."""
     dead: set[str] = set()
-    for stage, takes in (("beams", ("convert", "beams")), ("convert", ("convert",))):
-        submission = job.submission(stage)
-        if any(
-            row.reason == "DependencyNeverSatisfied" and row.word == "PENDING"
-            for row in queue
-            if row.name == submission.name and row.job == submission.slurm_id
-        ):
-            dead.update(takes)
-    return tuple(stage for stage in ("convert", "beams") if stage in dead)
+    for submission in job.submissions:
+        mine = [row for row in queue if row.name == submission.name and row.job == submission.slurm_id]
+        if any(row.reason == "DependencyNeverSatisfied" and row.word == "PENDING" for row in mine):
+            dead.update(("convert", "beams") if submission.stage == "beams" else ("convert",))
+        if submission.stage in job.cancelled and any(not row.terminal for row in mine):
+            dead.add(submission.stage)
+    return tuple(stage for stage in reversed(STAGES) if stage in dead)
 
 
 def _ghosts(job: Job, queue: Sequence[Row]) -> tuple[tuple[str, int], ...]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mqi_hpc.core.effects import Completion, Submit
 from mqi_hpc.core.errors import ProcessingError
-from mqi_hpc.core.models import STAGES, Submission, SubmitState, TaskStatus, TaskType
-from mqi_hpc.core.next_task import slurm_tasks, task_of
+from mqi_hpc.core.models import Submission, SubmitState, TaskStatus
+from mqi_hpc.core.next_task import head_of, slurm_tasks
 from mqi_hpc.core.submission import Receipt, parse_submit
 from mqi_hpc.core.submit_fate import Fate, meaning
 from mqi_hpc.domain.desk import OpenJob
+
+DEFERRED = "deferred"
+"""Phase of a chain's head that was not taken and is to be tried again."""
 
 Cancels = tuple[tuple[str, int], ...]
 """Jobs to cancel, (name, id), in this order."""
 
 
 def adopt(work: OpenJob, receipts: Mapping[str, Receipt]) -> bool:
-    """Take the ids of receipts into the job; True when all three stand.
+    """Take the ids of receipts into the job; True when all of them stand.
 
     Raises ProcessingError where a receipt names another submission than ours.
     """
@@ -38,11 +41,10 @@ def _with(submission: Submission, receipt: Receipt | None) -> Submission:
 
 def stands(work: OpenJob) -> None:
     """Record that the chain stands: its tasks are Slurm's now."""
-    ids = {s.stage: s.slurm_id for s in work.job.submissions}
     work.mark(SubmitState.STANDING, "")
     for task in slurm_tasks(work.tasks):
         work.put_task(task.evolve(status=TaskStatus.RUNNING, phase="queued", detail=""))
-    work.notes.append("submitted: " + ", ".join(f"{stage} {ids[stage]}" for stage in STAGES))
+    work.notes.append("submitted: " + ", ".join(f"{s.stage} {s.slurm_id}" for s in work.job.submissions))
 
 
 def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple[bool, Cancels]:
@@ -57,7 +59,7 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
     except ProcessingError as error:
         ambiguous(work, str(error))
         return False, ()
-    found = meaning(report, completion)
+    found = meaning(report, completion, work.job.stages)
     if found.fate is Fate.REFUSED:
         return False, _refuse(work, found.why)
     if found.fate is Fate.AGAIN:
@@ -72,7 +74,7 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
 
 def ambiguous(work: OpenJob, why: str) -> None:
     """Record that it is not known what was submitted: held for attention, looked for, never retried."""
-    looked = f"squeue --name={work.job.submission(STAGES[0]).name}"
+    looked = f"squeue --name={work.job.head.name}"
     said = f"what was submitted is not known: {why} (nothing is sent again; to look for it: {looked})"
     work.mark(SubmitState.AMBIGUOUS, said)
     work.notes.append(f"held: {work.job.refusal}")
@@ -81,20 +83,19 @@ def ambiguous(work: OpenJob, why: str) -> None:
 def _back(work: OpenJob, why: str) -> None:
     """Record that nothing was submitted and that it is to be tried again."""
     work.mark(SubmitState.UPLOADED, "")
-    head = task_of(work.tasks, TaskType.INTERPRET)
-    work.put_task(head.evolve(status=TaskStatus.PENDING, phase="deferred", detail=why))
-    work.notes.append(f"not submitted yet: {why}")
+    head = head_of(work.tasks)
+    if (head.phase, head.detail) != (DEFERRED, why):
+        work.notes.append(f"not submitted yet: {why}")
+    work.put_task(head.evolve(status=TaskStatus.PENDING, phase=DEFERRED, detail=why))
 
 
 def _refuse(work: OpenJob, why: str) -> Cancels:
-    placed = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions if s.slurm_id is not None}
     work.mark(SubmitState.REFUSED, why)
     work.end_all(why)
     work.notes.append(why)
-    return tuple(
-        (name, slurm_id)
-        for stage in reversed(STAGES)
-        if stage in placed
-        for name, slurm_id in [placed[stage]]
-        if slurm_id is not None
-    )
+    return placed(work.job.submissions)
+
+
+def placed(submissions: Sequence[Submission]) -> Cancels:
+    """Return what of these submissions is to be cancelled, last stage first: `afterany` would let it run."""
+    return tuple((s.name, s.slurm_id) for s in reversed(submissions) if s.slurm_id is not None)

@@ -23,12 +23,13 @@ from mqi_hpc.services.job_service import JobService
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a poll led to: whether anything changed, what to cancel of which job, and what went wrong."""
+    """What a poll led to: whether anything changed (or will `soon`), what to cancel, and what went wrong."""
 
     changed: bool
     cancels: tuple[tuple[str, Cancels], ...]
     notes: tuple[str, ...]
     good: bool
+    soon: bool = False
 
 
 class Watcher:
@@ -59,6 +60,9 @@ class Watcher:
                     queries.append(self._query(case, job, tasks))
                     if job.job_id in self._unseen and self._accounting != "off":
                         sacct_ids.update(s.slurm_id for s in job.submissions if s.slurm_id is not None)
+        refs = {query.ref for query in queries}
+        self._chains = {ref: chain for ref, chain in self._chains.items() if ref in refs}
+        self._unseen &= refs
         if not queries:
             return None
         return Observe(nonce=nonce, jobs=tuple(queries), sacct_ids=tuple(sorted(sacct_ids)))
@@ -68,17 +72,22 @@ class Watcher:
         evidence = read_evidence(
             completion.output, effect.nonce, asked=bool(effect.sacct_ids), accounting=self._accounting
         )
-        changed = False
+        changed = soon = False
         cancels = []
         for query in effect.jobs:
             with self._desk.open(query.ref) as work:
                 before = list(work.tasks), work.job
-                wanted = self._apply_to(work, evidence, elapsed)
+                wanted, near = self._apply_to(work, evidence, elapsed)
+                soon = soon or near
                 if wanted:
                     cancels.append((query.ref, wanted))
                 changed = changed or _differs(before, (work.tasks, work.job))
         return Seen(
-            changed=changed, cancels=tuple(cancels), notes=evidence.notes, good=evidence.queue is not None
+            changed=changed,
+            cancels=tuple(cancels),
+            notes=evidence.notes,
+            good=evidence.queue is not None,
+            soon=soon,
         )
 
     def _query(self, case: Case, job: Job, tasks: Sequence[Task]) -> JobQuery:
@@ -92,10 +101,11 @@ class Watcher:
             ),
         )
 
-    def _apply_to(self, work: OpenJob, evidence: Evidence, elapsed: float) -> Cancels:
+    def _apply_to(self, work: OpenJob, evidence: Evidence, elapsed: float) -> tuple[Cancels, bool]:
+        """Bring one job in line; returns what to cancel of it, and whether it will change soon."""
         job_id = work.job.job_id
         if work.job.submit_state is not SubmitState.STANDING and not _adopted(work, evidence):
-            return ()
+            return (), True
         found = self._reconciler.reconcile(work.job, self._chain(work), work.tasks, evidence, elapsed)
         if found.unseen:
             self._unseen.add(job_id)
@@ -107,7 +117,8 @@ class Watcher:
                 work.notes.append(sentence(work.case, judged.after))
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}
         dead = [(name, slurm_id) for name, slurm_id in map(ids.__getitem__, found.dead_stages)]
-        return tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None) + found.ghosts
+        targets = tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None)
+        return targets + found.ghosts, found.soon
 
     def _chain(self, work: OpenJob) -> Chain:
         job_id = work.job.job_id
@@ -136,7 +147,7 @@ def _adopted(work: OpenJob, evidence: Evidence) -> bool:
     except (NotParsed, ProcessingError) as error:
         ambiguous(work, str(error))
         return False
-    head = work.job.submission("interpret")
+    head = work.job.head
     held = any(
         row.reason.startswith("JobHeld")
         for row in evidence.queue

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
-from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Submit, Upload
+from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Scan, Submit, Upload
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds, IStore
-from mqi_hpc.core.models import SubmitState, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import task_of
-from mqi_hpc.core.polling import PollRhythm
+from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.next_task import head_of, task_of
 from mqi_hpc.core.retry import RetryPolicy
-from mqi_hpc.domain.desk import Desk, OpenJob
-from mqi_hpc.domain.submitter import Cancels, ambiguous, apply_submit
+from mqi_hpc.domain.desk import Desk
+from mqi_hpc.domain.outage import Outage
+from mqi_hpc.domain.polls import Polls
+from mqi_hpc.domain.scans import Scans
+from mqi_hpc.domain.submitter import DEFERRED, ambiguous, apply_submit
 from mqi_hpc.domain.task_scheduler import TaskScheduler
-from mqi_hpc.domain.watcher import Watcher
+from mqi_hpc.domain.transfers import apply_transfer
 from mqi_hpc.services.job_service import JobService
 from mqi_hpc.services.transfer_service import TransferService
 
@@ -24,30 +26,20 @@ _IDLE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
-class Outage:
-    """How the way to the cluster is: failures in a row, and what the last one said.
+class Counts:
+    """What the loop has done since it began, for the metrics."""
 
-    `refused` tells that our key or the host's was refused: nothing is tried until a person acts.
-    """
-
-    failures: int = 0
-    why: str = ""
-    refused: bool = False
-
-
-@dataclass(slots=True)
-class _Polls:
-    flying: bool = False
-    due: float = 0.0
-    wait: float = 0.0
-    last_good: float | None = None
-    cancelling: set[str] = field(default_factory=set)
+    submissions: int = 0
+    uploads: int = 0
+    downloads: int = 0
+    outages: int = 0
 
 
 class WorkflowOrchestrator:
     """Leads cases from folder to dose (IWorkflowOrchestrator).
 
-    `outage` tells how the way to the cluster is, `good_looks` how often its queue has been seen.
+    `outage` tells how the way to the cluster is, `polls` how it was looked at, `counts` what was done.
+    Without `scans`, no new cases are looked for.
     """
 
     def __init__(
@@ -57,55 +49,66 @@ class WorkflowOrchestrator:
         jobs: JobService,
         transfers: TransferService,
         scheduler: TaskScheduler,
-        watcher: Watcher,
+        polls: Polls,
         desk: Desk,
         effects: IEffects,
         clock: IClock,
         ids: IIds,
-        rhythm: PollRhythm,
+        slots_wait: float,
         retry: RetryPolicy,
+        scans: Scans | None = None,
     ) -> None:
         self._store = store
         self._jobs = jobs
         self._transfers = transfers
         self._scheduler = scheduler
-        self._watcher = watcher
+        self.polls = polls
         self._desk = desk
         self._effects = effects
         self._clock = clock
         self._ids = ids
-        self._rhythm = rhythm
+        self._slots_wait = slots_wait
         self._retry = retry
-        self._polls = _Polls(wait=rhythm.least)
+        self._scans = scans
         self._running = False
-        self.outage = Outage()
-        self.good_looks = 0
+        self._quiet = False
+        self.outage = Outage(retry)
+        self.counts = Counts()
+        self._sent: set[str] = set()
+        self._tries: dict[str, int] = {}
         self._refusals: dict[str, int] = {}
         self._log = structlog.get_logger("mqi_hpc.orchestrator")
 
     def process_case(self, case_id: str) -> None:
-        """Take a case in hand: plan its job if it has none, and go on from where its job is."""
-        self._scheduler.schedule_case(case_id)
+        """Take a case in hand: plan its job if it has none, and go on from where its job is.
+
+        One that was cancelled, or refused, before it had a job gets none.
+        """
         with self._store.transaction(write=False) as unit:
-            jobs = unit.jobs.of_case(case_id)
+            case, jobs = unit.cases.get(case_id), unit.jobs.of_case(case_id)
+        if case is not None and not jobs and case.status in (CaseStatus.CANCELLED, CaseStatus.REJECTED):
+            return
+        self._scheduler.schedule_case(case_id)
+        self.polls.soon()
         if not jobs:
             job = self._jobs.create_job(case_id)
-            self._desk.tell(case_id, f"job {job.name} planned")
+            with self._desk.open(job.job_id) as work:
+                work.notes.append(f"job {job.name} planned")
             return
-        if jobs[-1].submit_state is SubmitState.SUBMITTING:
+        if jobs[-1].submit_state is SubmitState.SUBMITTING and jobs[-1].job_id not in self._sent:
             # Its submit.sh may have run: whoever started it is gone, and its answer with them.
             with self._desk.open(jobs[-1].job_id) as work:
                 ambiguous(work, "this program ended while it was being submitted")
 
-    def fetch_again(self, case_id: str) -> bool:
-        """Make a failed download of a case due again; False where there is none to repeat."""
-        job_id = self._jobs.failed_download(case_id)
-        if job_id is None:
-            return False
-        with self._desk.open(job_id) as work:
-            task = task_of(work.tasks, TaskType.DOWNLOAD)
-            work.put_task(task.evolve(status=TaskStatus.PENDING, phase="", detail=""), why="asked for again")
-        return True
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases in hand."""
+        return self._scheduler.cases
+
+    @property
+    def refusals(self) -> int:
+        """The most times in a row that Slurm has not taken a chain which it may take later."""
+        return max(self._refusals.values(), default=0)
 
     def start(self) -> None:
         """Run until `stop` is called."""
@@ -121,184 +124,155 @@ class WorkflowOrchestrator:
         while self._running and not enough():
             self.turn()
         # A chain that was refused half way leaves a held head behind, unless its cancel is let out.
-        while self._running and self._polls.cancelling:
+        while self._running and self.polls.cancelling:
             self.turn()
 
     def turn(self) -> None:
         """Begin what is due, then wait for completions, at most until the next thing is due."""
-        if not self.outage.refused:
-            while (task := self._scheduler.get_next_task()) is not None:
-                self._begin(task)
-            self._poll()
+        if not self._quiet:
+            if self._scans is not None:
+                self._scans.begin()
+            self._begin_due()
         for completion in self._effects.completions(self._patience()):
             self._apply(completion)
 
+    def drain(self) -> bool:
+        """Begin nothing more, let one turn pass; True when no command is under way that must not be cut."""
+        self._quiet = True
+        self.turn()
+        return not self._sent and not self.polls.cancelling
+
+    def _begin_due(self) -> None:
+        now = self._clock.monotonic()
+        if self.outage.active:
+            # One attempt, of whatever is there; a look tells most.
+            if self.outage.may_try(now) and (
+                self.polls.begin(self.cases, even_early=True) or self._begin_next()
+            ):
+                self.outage.trying()
+            return
+        while self._begin_next():
+            pass
+        self.polls.begin(self.cases)
+
+    def _begin_next(self) -> bool:
+        """Begin the next task, if there is one; True where an effect was started."""
+        while (task := self._scheduler.get_next_task()) is not None:
+            if self._begin(task):
+                return True
+        return False
+
     def _patience(self) -> float:
+        now = self._clock.monotonic()
         waits = [_IDLE_SECONDS]
-        if not self._polls.flying:
-            waits.append(max(0.0, self._polls.due - self._clock.monotonic()))
-        if (due := self._scheduler.next_due()) is not None:
-            waits.append(due)
+        if self.outage.active:
+            if (due := self.outage.wait(now)) is not None:
+                waits.append(due)
+        else:
+            if (due := self.polls.wait()) is not None:
+                waits.append(due)
+            if (due := self._scheduler.next_due()) is not None:
+                waits.append(due)
+        if self._scans is not None:
+            waits.append(self._scans.wait())
         return max(min(waits), 0.01)
 
     # What is begun
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Task) -> bool:
         with self._desk.open(task.job_id) as work:
             case_id, job = work.case.case_id, work.job
-            if task.type is TaskType.INTERPRET:
+            if task.type in STAGE_OF:
                 if not self._jobs.hold(work.unit, job):
-                    self._scheduler.defer_task(task.task_id, self._rhythm.least)
-                    return
+                    self._scheduler.defer_task(task.task_id, self._slots_wait, for_slots=True)
+                    return False
                 # Committed before anything is sent: after a crash it tells that something may have been.
                 work.mark(SubmitState.SUBMITTING, "")
-                work.notes.append("submitting")
-            else:
-                if task.status is TaskStatus.PENDING:
-                    work.notes.append("uploading" if task.type is TaskType.UPLOAD else "fetching results")
+                if task.phase != DEFERRED:
+                    work.notes.append("submitting")
+            elif task.status is TaskStatus.PENDING:
+                # Tried again, it stays as it is: why it waits is told until it has gone well.
+                work.notes.append("uploading" if task.type is TaskType.UPLOAD else "fetching results")
                 work.put_task(task.evolve(status=TaskStatus.RUNNING, phase="running"))
         if task.type is TaskType.UPLOAD:
+            self.counts.uploads += 1
             self._transfers.upload_case(case_id)
         elif task.type is TaskType.DOWNLOAD:
+            self.counts.downloads += 1
             self._transfers.download_results(case_id)
         else:
+            self.counts.submissions += 1
             folder = self._jobs.folder(case_id, job.name)
+            self._sent.add(job.job_id)
             self._effects.start(
                 Submit(case_id=case_id, job_id=job.job_id, job_folder=folder, nonce=self._ids.nonce())
             )
-
-    def _poll(self) -> None:
-        if self._polls.flying or self._clock.monotonic() < self._polls.due:
-            return
-        effect = self._watcher.plan(self._scheduler.cases, self._ids.nonce())
-        if effect is None:
-            # Nothing to look at: a submission makes a look due at once.
-            self._polls.last_good = None
-            self._polls.due = self._clock.monotonic() + _IDLE_SECONDS
-            return
-        self._polls.flying = True
-        self._effects.start(effect)
+        return True
 
     # What comes back
 
     def _apply(self, completion: Completion) -> None:
         effect = completion.effect
+        if isinstance(effect, Scan):
+            for case_id in self._scans.apply(completion) if self._scans is not None else ():
+                self.process_case(case_id)
+            return
         self._note_outage(completion)
         if isinstance(effect, Observe):
-            self._observed(effect, completion)
+            self.polls.observed(effect, completion)
         elif isinstance(effect, Submit):
             self._submitted(effect, completion)
         elif isinstance(effect, Cancel):
-            self._polls.cancelling.discard(effect.job_id)
-            with self._desk.open(effect.job_id) as work:
-                said = completion.error or completion.output
-                data = {"targets": [list(t) for t in effect.targets], "said": said[-500:]}
-                work.unit.event("cancelled", effect.case_id, data)
-                if completion.error is not None or completion.exit_code:
-                    ids = " ".join(str(slurm_id) for _, slurm_id in effect.targets)
-                    work.notes.append(f"not cancelled: {said[-500:]}; to do it by hand: scancel {ids}")
-        else:
+            self.polls.cancelled(effect, completion)
+        elif isinstance(effect, Upload | Download):
             self._transferred(effect, completion)
 
     def _note_outage(self, completion: Completion) -> None:
-        watching = isinstance(completion.effect, Observe)
+        now = self._clock.monotonic()
         if completion.failure not in (Failure.OUTAGE, Failure.ACCESS):
-            if completion.error is None:
-                if watching and self.outage.failures:
-                    self._tell_all("the cluster answers again")
-                self.outage = Outage()
+            if completion.error is None and self.outage.succeeded():
+                self._tell_all("the cluster answers again")
+                self._scheduler.resume()
             return
-        if watching and not self.outage.failures:
+        first = not self.outage.active
+        refused = completion.failure is Failure.ACCESS
+        new = self.outage.failed(now, completion.error or "", refused=refused, draw=self._ids.draw())
+        if first:
+            self.counts.outages += 1
             self._tell_all(f"the cluster does not answer, and is asked again: {completion.error}")
-        self.outage = Outage(
-            self.outage.failures + 1, completion.error or "", completion.failure is Failure.ACCESS
-        )
-        self._log.warning("cluster not reached", failures=self.outage.failures, why=self.outage.why)
-
-    @property
-    def refusals(self) -> int:
-        """The most times in a row that Slurm has not taken a chain which it may take later."""
-        return max(self._refusals.values(), default=0)
+        if new:
+            self._log.warning("cluster not reached", failures=self.outage.failures, why=self.outage.why)
 
     def _tell_all(self, text: str) -> None:
         for case_id in self._scheduler.cases:
             self._desk.tell(case_id, text)
 
-    def _backoff(self) -> float:
-        return self._retry.wait(max(self.outage.failures, 1), self._ids.draw())
-
-    def _observed(self, effect: Observe, completion: Completion) -> None:
-        now = self._clock.monotonic()
-        polls = self._polls
-        polls.flying = False
-        if completion.error is not None:
-            polls.last_good = None
-            polls.due = now + max(self._backoff(), polls.wait)
-            return
-        elapsed = 0.0 if polls.last_good is None else now - polls.last_good
-        seen = self._watcher.apply(effect, completion, elapsed)
-        polls.last_good = now if seen.good else None
-        self.good_looks += seen.good
-        for note in seen.notes:
-            self._log.warning("poll", note=note)
-        polls.wait = self._rhythm.next_wait(polls.wait, changed=seen.changed, draw=self._ids.draw())
-        polls.due = now + polls.wait
-        for job_id, targets in seen.cancels:
-            self._cancel(job_id, targets)
-
     def _submitted(self, effect: Submit, completion: Completion) -> None:
+        self._sent.discard(effect.job_id)
         with self._desk.open(effect.job_id) as work:
             again, cancels = apply_submit(work, effect, completion)
-            head = task_of(work.tasks, TaskType.INTERPRET)
+            head = head_of(work.tasks).task_id
         if again:
-            self._refusals[head.task_id] = self._refusals.get(head.task_id, 0) + 1
-            wait = self._retry.wait(self._refusals[head.task_id], self._ids.draw())
-            self._scheduler.defer_task(head.task_id, max(wait, self._backoff()))
+            self._scheduler.defer_task(head, self._wait(self._refusals, head))
         else:
-            self._refusals.pop(head.task_id, None)
-            self._scheduler.complete_task(head.task_id)
+            self._refusals.pop(head, None)
+            self._scheduler.complete_task(head)
         if cancels:
-            self._cancel(effect.job_id, cancels)
-        self._polls.due = self._clock.monotonic()
-        self._polls.wait = self._rhythm.least
+            self.polls.cancel(effect.job_id, cancels)
+        self.polls.soon()
 
-    def _cancel(self, job_id: str, targets: Cancels) -> None:
-        if job_id in self._polls.cancelling:
-            return
-        with self._desk.open(job_id) as work:
-            case_id = work.case.case_id
-            work.unit.event("cancelling", case_id, {"targets": [list(target) for target in targets]})
-        self._polls.cancelling.add(job_id)
-        self._effects.start(Cancel(case_id=case_id, job_id=job_id, targets=targets))
+    def _wait(self, counts: dict[str, int], task_id: str) -> float:
+        """Count a task's failure in a row, and return how long (s) it waits before it is tried again."""
+        counts[task_id] = counts.get(task_id, 0) + 1
+        return self._retry.wait(counts[task_id], self._ids.draw())
 
     def _transferred(self, effect: Upload | Download, completion: Completion) -> None:
         kind = TaskType.UPLOAD if isinstance(effect, Upload) else TaskType.DOWNLOAD
         with self._desk.open(effect.job_id) as work:
             task = task_of(work.tasks, kind)
-            again = self._apply_transfer(work, task, completion)
+            again = apply_transfer(work, task, completion)
         if again:
-            self._scheduler.defer_task(task.task_id, self._backoff())
+            self._scheduler.defer_task(task.task_id, self._wait(self._tries, task.task_id))
         else:
+            self._tries.pop(task.task_id, None)
             self._scheduler.complete_task(task.task_id)
-
-    def _apply_transfer(self, work: OpenJob, task: Task, completion: Completion) -> bool:
-        """Bring the job in line with how a transfer went; True: it is to be tried again."""
-        upload = task.type is TaskType.UPLOAD
-        if completion.error is None:
-            parameters = task.parameters if upload else {**task.parameters, "delivered": completion.output}
-            work.put_task(
-                task.evolve(status=TaskStatus.COMPLETED, phase="done", detail="", parameters=parameters)
-            )
-            if upload:
-                work.mark(SubmitState.UPLOADED, "")
-            return False
-        work.notes.append(f"{'upload' if upload else 'download'}: {completion.error}")
-        if completion.failure in (Failure.OUTAGE, Failure.ACCESS, Failure.SPACE):
-            phase = "no space" if completion.failure is Failure.SPACE else "paused"
-            work.put_task(task.evolve(phase=phase, detail=completion.error))
-            return True
-        work.put_task(task.evolve(status=TaskStatus.FAILED, phase="failed", detail=completion.error))
-        if upload:
-            work.mark(SubmitState.REFUSED, completion.error)
-            work.end_all(f"the upload failed: {completion.error}")
-        return False

@@ -9,6 +9,8 @@ from mqi_hpc.records.form import Form, FormatError, dumps, loads
 from mqi_hpc.records.layout import STAGES, is_job, is_key, submission_name
 
 VERSION = 1
+SUFFIXES = (STAGES, STAGES[1:], STAGES[2:])
+"""The stages a job may have, in order: it takes what it leaves out from an older job of the case."""
 DIALECTS = ("rows", "flat")
 DOSE_TYPES = ("PHYSICAL", "EFFECTIVE")
 
@@ -17,7 +19,8 @@ DOSE_TYPES = ("PHYSICAL", "EFFECTIVE")
 class ChainBeam:
     """A beam. `log_folder` is the name the engine looks for; `energies` (MeV) are those of its layers.
 
-    `source_job` is the job that holds its finished dose, if any.
+    `source_job` is the older job that holds, or still computes, its dose; none where it is computed here,
+    or where no dose of it is to be expected.
     """
 
     index: int
@@ -32,7 +35,7 @@ class ChainBeam:
 
 @dataclass(frozen=True)
 class ChainSubmission:
-    """One sbatch: Slurm job name, SHA-256 of the script, array indices, what it waits for."""
+    """One sbatch: Slurm job name, SHA-256 of the script, array indices, what it waits for (for people)."""
 
     stage: str
     name: str
@@ -86,7 +89,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chain:
-    """The whole of chain.json. `audit_head` is the head of the store's event chain at planning."""
+    """The whole of chain.json. `audit_head` is the head of the store's event chain at planning.
+
+    `submissions` are all three stages, beams and convert, or convert alone; `beams` are all of the case.
+    """
 
     site: str
     instance: str
@@ -114,6 +120,20 @@ class Chain:
             if submission.stage == stage:
                 return submission
         raise FormatError(f"chain.json has no submission of stage {stage!r}")
+
+    @property
+    def stages(self) -> Tuple[str, ...]:
+        """The stages of this job, in order."""
+        return tuple(submission.stage for submission in self.submissions)
+
+    @property
+    def computed(self) -> Tuple[int, ...]:
+        """The indices of the beams that this job computes, none where it converts alone."""
+        return self.submission("beams").indices if "beams" in self.stages else ()
+
+    def dose_job(self, beam: ChainBeam) -> Optional[str]:
+        """Return the job that holds a beam's dose, or comes to; None where no dose is to be expected."""
+        return self.job if beam.index in self.computed else beam.source_job
 
 
 def encode_chain(chain: Chain) -> str:
@@ -154,8 +174,11 @@ def _check(chain: Chain) -> None:
         raise FormatError(f"chain.json: beams have the indices {indices}, not 0, 1, 2, ...")
     if len({beam.number for beam in chain.beams}) != len(indices):
         raise FormatError("chain.json: two beams have one number")
-    if tuple(s.stage for s in chain.submissions) != STAGES:
-        raise FormatError("chain.json: the submissions are not interpret, beams, convert")
+    if chain.stages not in SUFFIXES:
+        raise FormatError(
+            f"chain.json: the submissions {', '.join(chain.stages)} are no chain: interpret, beams, convert, "
+            "or the last two, or the last of them"
+        )
     for submission in chain.submissions:
         name = submission_name(chain.instance, chain.key, chain.job, submission.stage)
         if submission.name != name:
@@ -166,14 +189,27 @@ def _check(chain: Chain) -> None:
             raise FormatError(
                 f"chain.json: {submission.stage} has the array indices {list(submission.indices)}"
             )
+    _check_sources(chain)
+
+
+def _check_sources(chain: Chain) -> None:
+    """Refuse beams and interpret's output that are both made here and taken from elsewhere, or neither."""
     for beam in chain.beams:
-        if beam.index in chain.submission("beams").indices and beam.source_job not in (None, chain.job):
+        if beam.index in chain.computed and beam.source_job not in (None, chain.job):
             raise FormatError(
                 f"chain.json: beam {beam.number} is computed here and taken from {beam.source_job} too"
             )
-    if (chain.interpreted.record_digest is None) is not (chain.interpreted.job == chain.job):
+        if beam.index not in chain.computed and beam.source_job == chain.job:
+            raise FormatError(f"chain.json: beam {beam.number} is taken from here and not computed here")
+    own = chain.interpreted.job == chain.job
+    if (chain.interpreted.record_digest is None) is not own:
         raise FormatError(
             "chain.json: another job's interpret record has a digest, this job's own has none yet"
+        )
+    if ("interpret" in chain.stages) is not own:
+        raise FormatError(
+            f"chain.json: interpret's output is taken from {chain.interpreted.job}, and interpret is "
+            f"{'not ' if own else ''}among the submissions of {chain.job}"
         )
 
 

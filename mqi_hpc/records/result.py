@@ -203,7 +203,7 @@ def _of_stage(record: Record, chain: Chain, index: int) -> List[Tuple[str, objec
             ("seed", record.seed, beam.seed),
             ("grid", record.grid, chain.settings.grid),
         ]
-    numbers = {beam.index: (beam.number, beam.source_job or chain.job) for beam in chain.beams}
+    numbers = {beam.index: (beam.number, chain.dose_job(beam)) for beam in chain.beams}
     pairs: List[Tuple[str, object, object]] = [
         ("RT Dose", (dose.index, dose.number, dose.source_job), (dose.index, *numbers.get(dose.index, ())))
         for dose in record.doses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from mqi_hpc.core.intake import Fraction, IntakeResult, Rejected, identity, inpu
 from mqi_hpc.core.interfaces import ICaseReader, IClock, IStore, IUnit
 from mqi_hpc.core.models import Beam, Case, CaseStatus, InputFile, case_key
 from mqi_hpc.records.manifest import subset_digest
+from mqi_hpc.services.refusals import Refusals, is_refusal, lines_of, plain, settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +35,33 @@ class CaseService:
         self._clock = clock
         self._site = site
         self._seed_base = seed_base
+        self._refusals = Refusals(store, clock, site=site)
 
     def register(self, folder: str, chosen: Sequence[str] | None = None) -> Registration:
         """Read a case folder and store every complete fraction of it; a known one is found again.
 
-        `chosen` groups deliveries by hand. Raises RejectedCase, with all faults, where it holds none.
+        `chosen` groups deliveries by hand. Raises RejectedCase, with all faults, where it holds none; unless
+        it was grouped by hand, the refusal is kept until the folder is better.
         """
         found = self._read(folder, chosen)
         if not found.fractions:
+            if chosen is None:
+                with self._store.transaction() as unit:
+                    self._refusals.keep(unit, folder, _reasons(found))
             raise _refusal(folder, found)
         notes = [f"set-up delivery {name!r} is ignored" for name in found.ignored_setup]
         notes += [waiting.reason for waiting in found.waiting]
         cases = []
         with self._store.transaction() as unit:
             for fraction in found.fractions:
-                case = self._keep(unit, folder, fraction)
+                case, _ = self.keep(unit, folder, fraction, by_hand=chosen is not None)
                 cases.append(case)
-                if case.identity != identity(fraction):
+                if late(case, fraction):
                     notes.append(
                         f"{case.label}: files have turned up since it was registered; it stays as it was"
                     )
+            refused = () if chosen is not None else settled(unit, folder, found.rejected)
+            self._refusals.keep(unit, folder, lines_of(refused))
         return Registration(tuple(cases), tuple(found.rejected), tuple(notes))
 
     def preview(self, folder: str, chosen: Sequence[str] | None = None) -> tuple[Case, ...]:
@@ -91,8 +98,13 @@ class CaseService:
         with self._store.transaction(write=False) as unit:
             cases = unit.cases.all()
             exact = [c for c in cases if text in (c.case_id, c.label, c.folder)]
+            real = [c for c in exact if not is_refusal(c)]
+            if real or text in [c.case_id for c in exact]:
+                return real or exact
             if exact:
-                return exact
+                # A refused folder's label is how the labels of its good fractions begin.
+                beside = [c for c in cases if not is_refusal(c) and c.label.startswith(f"{text}-")]
+                return beside or exact
             if text.isdecimal():
                 wanted = int(text)
                 owners = {
@@ -121,17 +133,24 @@ class CaseService:
         unit.event("case", case.case_id, {"from": case.status, "to": status, "attention": attention})
         return changed
 
-    def _keep(self, unit: IUnit, folder: str, fraction: Fraction) -> Case:
+    def keep(
+        self, unit: IUnit, folder: str, fraction: Fraction, *, by_hand: bool = False
+    ) -> tuple[Case, bool]:
+        """Within a transaction: return a fraction's case, and whether it is a new one, registered here.
+
+        A fraction that a registered case of the folder shares a delivery with is that case, as it was,
+        whatever else turned up (see `late`). One grouped `by_hand` is so only where it holds the whole case.
+        """
         name = identity(fraction)
         key = case_key(self._store.secret, name)
-        known = unit.cases.get(key) or _grown(unit, folder, fraction)
+        known = unit.cases.get(key) or _grown(unit, folder, fraction, by_hand=by_hand)
         if known is not None:
-            return known
+            return known, False
         case = self._case(unit, folder, fraction)
         unit.cases.put(case)
         data = {"label": case.label, "identity": name, "beams": [b.number for b in case.beams]}
         unit.event("registered", key, data)
-        return case
+        return case, True
 
     def _case(self, unit: IUnit, folder: str, fraction: Fraction) -> Case:
         name = identity(fraction)
@@ -171,10 +190,11 @@ class CaseService:
         )
 
     def _label(self, unit: IUnit, folder: str, plan_uid: str) -> str:
-        cases = unit.cases.all()
+        every = unit.cases.all()
+        cases = [case for case in every if not is_refusal(case)]
         here = [case for case in cases if case.folder == folder]
         same = [case.label for case in here if case.plan_uid == plan_uid]
-        taken = {case.label for case in cases}
+        taken = {case.label for case in every}
         stem = same[0].rpartition("-f")[0] if same else self._stem(cases, folder, here)
         number = 1 + len(same)
         while f"{stem}-f{number:02d}" in taken:
@@ -184,9 +204,9 @@ class CaseService:
     def _stem(self, cases: Sequence[Case], folder: str, here: Sequence[Case]) -> str:
         """Return what the labels of a plan new to its folder begin with."""
         path = PurePath(folder)
-        stem = _plain(path.name)
+        stem = plain(path.name)
         if any(case.folder != folder and case.label.startswith(f"{stem}-") for case in cases):
-            stem = f"{_plain(path.parent.name)}-{stem}"
+            stem = f"{plain(path.parent.name)}-{stem}"
         plans = len({case.plan_uid for case in here})
         return f"{stem}-p{plans + 1}" if plans else stem
 
@@ -194,28 +214,36 @@ class CaseService:
         return datetime.fromtimestamp(self._clock.now(), UTC)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "case"
+def late(case: Case, fraction: Fraction) -> bool:
+    """Whether a fraction holds a file that its registered case does not."""
+    held = {file.local for file in case.files}
+    return case.identity != identity(fraction) and any(
+        local not in held for _, local, _, _ in input_files(fraction)
+    )
 
 
-def _grown(unit: IUnit, folder: str, fraction: Fraction) -> Case | None:
-    """Return the registered case that a fraction holds whole, with files that turned up later.
+def _grown(unit: IUnit, folder: str, fraction: Fraction, *, by_hand: bool) -> Case | None:
+    """Return the registered case that a fraction shares a delivery with, where files only turned up.
 
     Such a case stays as it was registered; changed bytes make another identity, and so another case.
     """
-    here = {(local, sha256) for _, local, _, sha256 in input_files(fraction)}
+    here = {local: sha256 for _, local, _, sha256 in input_files(fraction)}
+    infos = {d.info.path for _, pieces in fraction.deliveries_by_beam for d in pieces if d.info is not None}
     for case in unit.cases.all():
-        if case.folder == folder and {(file.local, file.sha256) for file in case.files} < here:
+        files = {file.local: file.sha256 for file in case.files}
+        shared = files.keys() & here.keys()
+        if case.folder != folder or not infos & shared or any(files[name] != here[name] for name in shared):
+            continue
+        if not by_hand or len(shared) == len(files):
             return case
     return None
 
 
 def _refusal(folder: str, found: IntakeResult) -> RejectedCase:
-    reasons = [line for rejected in found.rejected for line in _lines(rejected)]
-    reasons += [waiting.reason for waiting in found.waiting]
-    text = "\n".join(f"  {line}" for line in reasons or ["it holds no delivery"])
+    text = "\n".join(f"  {line}" for line in _reasons(found))
     return RejectedCase(f"rejected: {folder!r}\n{text}")
 
 
-def _lines(rejected: Rejected) -> list[str]:
-    return [rejected.reason, *(str(fault) for fault in rejected.faults)]
+def _reasons(found: IntakeResult) -> tuple[str, ...]:
+    reasons = (*lines_of(found.rejected), *(waiting.reason for waiting in found.waiting))
+    return reasons or ("it holds no delivery",)

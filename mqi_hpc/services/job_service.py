@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -21,6 +22,9 @@ from mqi_hpc.core.models import (
 )
 from mqi_hpc.core.next_task import settled, task_of
 from mqi_hpc.core.outcome import job_status
+from mqi_hpc.core.resubmit import JobPlan, first_plan, kinds_of
+from mqi_hpc.records.result import decode_record, encode_record
+from mqi_hpc.services.history import read_history
 from mqi_hpc.services.resource_service import ResourceService
 
 
@@ -37,29 +41,40 @@ class JobService:
         self._workspace = workspace
 
     def create_job(self, case_id: str) -> Job:
-        """Plan the case's next job for all of its beams: the intent, committed before anything is sent."""
+        """Plan a case's first job, for all of its beams."""
         with self._store.transaction() as unit:
             case = unit.cases.get(case_id)
             if case is None:
                 raise ProcessingError(f"no case {case_id!r} in the store")
-            number = len(unit.jobs.of_case(case_id)) + 1
-            name = job_name(number)
-            submissions = plan_submissions(case.instance, case.case_id, number, case.beams)
-            files = self._render(unit, case, name, submissions)
-            job = Job(
-                job_id=f"{case_id}-{name}",
-                case_id=case_id,
-                status=JobStatus.PENDING,
-                created_at=self._now(),
-                name=name,
-                submit_state=SubmitState.PLANNED,
-                submissions=submissions,
-            )
-            unit.jobs.put(job)
-            unit.jobs.put_files(job.job_id, files)
-            for task in self._tasks(job, case):
-                unit.jobs.put_task(task)
-            unit.event("job planned", case_id, {"job": name, "files": sorted(files)})
+            return self.plan(unit, case, first_plan(case))
+
+    def plan(self, unit: IUnit, case: Case, plan: JobPlan, priority: int | None = None) -> Job:
+        """Within a transaction: keep the case's next job, rendered: the intent, before anything is sent.
+
+        `priority` None: the case's own (metadata "priority"), else 0.
+        """
+        history = read_history(unit, case.case_id)
+        number = len(history.jobs) + 1
+        name = job_name(number)
+        submissions = _submissions(case, number, plan)
+        job = Job(
+            job_id=f"{case.case_id}-{name}",
+            case_id=case.case_id,
+            status=JobStatus.PENDING,
+            priority=case.metadata.get("priority", 0) if priority is None else priority,
+            created_at=self._now(),
+            name=name,
+            submit_state=SubmitState.PLANNED,
+            submissions=submissions,
+        )
+        files = self._render(unit, case, name, submissions, plan)
+        unit.jobs.put(job)
+        unit.jobs.put_files(job.job_id, files)
+        for task in _tasks(job, case, plan):
+            unit.jobs.put_task(task)
+        beams = [case.beams[index].number for index in plan.indices]
+        data = {"job": name, "stages": list(plan.stages), "beams": beams, "files": sorted(files)}
+        unit.event("job planned", case.case_id, data)
         return job
 
     def failed_download(self, case_id: str) -> str | None:
@@ -77,8 +92,8 @@ class JobService:
         with self._store.transaction(write=False) as unit:
             if jobs := unit.jobs.of_case(case.case_id):
                 return unit.jobs.files(jobs[-1].job_id)
-            submissions = plan_submissions(case.instance, case.case_id, 1, case.beams)
-            return self._render(unit, case, job_name(1), submissions)
+            plan = first_plan(case)
+            return self._render(unit, case, job_name(1), _submissions(case, 1, plan), plan)
 
     def folder(self, case_id: str, job: str) -> str:
         """Return the job's folder on the cluster, absolute."""
@@ -95,7 +110,8 @@ class JobService:
 
     def hold(self, unit: IUnit, job: Job) -> bool:
         """Within a transaction: take the job's GPU slots from our budget; False: wait."""
-        beams = len(job.submission("beams").indices)
+        array = job.submission("beams")
+        beams = 0 if array is None else len(array.indices)
         return self._resources.hold(unit, job.job_id, self._resources.throttle(beams) or 0)
 
     def complete_job(self, job_id: str) -> None:
@@ -109,6 +125,8 @@ class JobService:
 
     def settle(self, unit: IUnit, job: Job, tasks: Sequence[Task]) -> Job:
         """Within a transaction: bring the job in line with its tasks; when it ends, its slots go back."""
+        live = sum(task.type is TaskType.BEAM_CALC and not task.status.terminal for task in tasks)
+        self._resources.shrink(unit, job.job_id, live)
         status = job_status(tasks)
         if status is job.status:
             return job
@@ -125,31 +143,49 @@ class JobService:
         return job
 
     def _render(
-        self, unit: IUnit, case: Case, name: str, submissions: tuple[Submission, ...]
+        self, unit: IUnit, case: Case, name: str, submissions: tuple[Submission, ...], plan: JobPlan
     ) -> dict[str, bytes]:
         request = RenderRequest(
             case=case,
             job=name,
             job_folder=self.folder(case.case_id, name),
             submissions=submissions,
-            beams=case.beams,
+            beams=tuple(case.beams[index] for index in plan.indices),
             audit_head=unit.audit_head(),
+            sources=plan.sources,
+            interpreted=None if plan.interpreted is None else _interpreted(unit, case, plan.interpreted),
+            waits_for=plan.waits_for,
         )
         return self._renderer.job_files(request)
 
-    def _tasks(self, job: Job, case: Case) -> list[Task]:
-        return [
-            Task(
-                task_id=f"{job.job_id}/{kind}" + (f"-{index}" if kind is TaskType.BEAM_CALC else ""),
-                job_id=job.job_id,
-                type=kind,
-                index=index,
-                status=TaskStatus.PENDING,
-                parameters={"number": case.beams[index].number} if kind is TaskType.BEAM_CALC else {},
-            )
-            for kind in TaskType
-            for index in (range(case.beam_count) if kind is TaskType.BEAM_CALC else (0,))
-        ]
-
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now(), UTC)
+
+
+def _submissions(case: Case, number: int, plan: JobPlan) -> tuple[Submission, ...]:
+    beams = [case.beams[index] for index in plan.indices]
+    return plan_submissions(case.instance, case.case_id, number, beams, stages=plan.stages)
+
+
+def _tasks(job: Job, case: Case, plan: JobPlan) -> list[Task]:
+    return [
+        Task(
+            task_id=f"{job.job_id}/{kind}" + (f"-{index}" if kind is TaskType.BEAM_CALC else ""),
+            job_id=job.job_id,
+            type=kind,
+            index=index,
+            status=TaskStatus.PENDING,
+            parameters={"number": case.beams[index].number} if kind is TaskType.BEAM_CALC else {},
+        )
+        for kind in kinds_of(plan)
+        for index in (plan.indices if kind is TaskType.BEAM_CALC else (0,))
+    ]
+
+
+def _interpreted(unit: IUnit, case: Case, job: str) -> tuple[str, str]:
+    """Return a job and SHA-256 of its interpret's record, as the stage wrote it."""
+    tasks = unit.jobs.tasks(f"{case.case_id}-{job}")
+    record = next(task.record for task in tasks if task.type is TaskType.INTERPRET)
+    if record is None:
+        raise ProcessingError(f"{case.label}: the record of {job}'s interpret is not in the store")
+    return job, hashlib.sha256(encode_record(decode_record(record)).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import task_of
+from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.records.result import BeamRecord, ConvertedDose, ConvertRecord, decode_record
+from mqi_hpc.services.history import read_history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,10 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseReport:
-    """A case with its newest job, None where it has none yet. Times are ISO 8601, UTC."""
+    """A case with its newest job, None where it has none yet. Times are ISO 8601, UTC.
+
+    `rejected` says why a folder was refused; then there is nothing else to tell of it.
+    """
 
     case_id: str
     label: str
@@ -73,6 +79,7 @@ class CaseReport:
     job: str | None
     submission: str | None
     refusal: str | None
+    rejected: tuple[str, ...]
     tasks: tuple[TaskReport, ...]
     beams: tuple[BeamReport, ...]
     results: tuple[str, ...]
@@ -104,14 +111,16 @@ class ReportService:
 
 
 def _read(unit: IUnit, case: Case) -> CaseReport:
-    jobs = unit.jobs.of_case(case.case_id)
-    return report(case, jobs[-1], unit.jobs.tasks(jobs[-1].job_id)) if jobs else report(case, None, [])
+    return report(case, read_history(unit, case.case_id))
 
 
-def report(case: Case, job: Job | None, tasks: list[Task]) -> CaseReport:
-    """Return what is told of a case whose newest job is `job` with `tasks`."""
-    delivered = _delivered(tasks)
-    doses = _doses(tasks, delivered["files"])
+def report(case: Case, history: History) -> CaseReport:
+    """Return what is told of a case: of each beam, what the newest job that computes it made of it."""
+    tasks = current_tasks(history)
+    jobs = {job.job_id: job for job in history.jobs}
+    newest = history.jobs[-1] if history.jobs else None
+    files, doses = _brought_home(history)
+    logs = _logs(history)
     return CaseReport(
         case_id=case.case_id,
         label=case.label,
@@ -124,32 +133,44 @@ def report(case: Case, job: Job | None, tasks: list[Task]) -> CaseReport:
         instance=case.instance,
         created_at=case.created_at.isoformat(),
         updated_at=case.updated_at.isoformat(),
-        job=None if job is None else job.name,
-        submission=None if job is None else str(job.submit_state),
-        refusal=None if job is None else job.refusal,
+        job=None if newest is None else newest.name,
+        submission=None if newest is None else str(newest.submit_state),
+        refusal=None if newest is None else newest.refusal,
+        rejected=case.rejected,
         tasks=tuple(
-            _task(job, task, delivered["logs"])
+            _task(jobs[task.job_id], task, logs[task.job_id])
             for task in tasks
-            if job is not None and task.type is not TaskType.BEAM_CALC
+            if task.type is not TaskType.BEAM_CALC
         ),
         beams=tuple(
-            _beam(case, job, task, doses, delivered["logs"])
+            _beam(case, jobs[task.job_id], task, doses, logs[task.job_id])
             for task in tasks
-            if job is not None and task.type is TaskType.BEAM_CALC
+            if task.type is TaskType.BEAM_CALC
         ),
-        results=tuple(delivered["files"]),
+        results=files,
     )
 
 
-def _delivered(tasks: list[Task]) -> dict[str, Any]:
+def _delivered(tasks: Sequence[Task]) -> dict[str, Any]:
     """Return what the download brought: `files`, absolute paths; `logs`, absolute path by remote path."""
-    text = task_of(tasks, TaskType.DOWNLOAD).parameters.get("delivered") if tasks else None
+    text = task_of(tasks, TaskType.DOWNLOAD).parameters.get("delivered")
     return {"files": [], "logs": {}, **(json.loads(text) if text else {})}
 
 
-def _doses(tasks: list[Task], files: list[str]) -> dict[int, DoseReport]:
-    if not tasks:
-        return {}
+def _brought_home(history: History) -> tuple[tuple[str, ...], dict[int, DoseReport]]:
+    """Return the files and doses of the newest job whose results came home."""
+    for job in reversed(history.jobs):
+        tasks = history.tasks[job.job_id]
+        if files := _delivered(tasks)["files"]:
+            return tuple(files), _doses(tasks, files)
+    return (), {}
+
+
+def _logs(history: History) -> dict[str, dict[str, str]]:
+    return {job.job_id: _delivered(history.tasks[job.job_id])["logs"] for job in history.jobs}
+
+
+def _doses(tasks: Sequence[Task], files: list[str]) -> dict[int, DoseReport]:
     text = task_of(tasks, TaskType.CONVERT).record
     record = decode_record(text) if text else None
     if not isinstance(record, ConvertRecord):
@@ -175,7 +196,8 @@ def _beam(case: Case, job: Job, task: Task, doses: dict[int, DoseReport], logs: 
     beam = case.beams[task.index]
     record = decode_record(task.record) if task.record else None
     gpu = record.gpu if isinstance(record, BeamRecord) else None
-    slurm_id = job.submission("beams").slurm_id
+    submission = job.submission("beams")
+    slurm_id = None if submission is None else submission.slurm_id
     return BeamReport(
         number=beam.number,
         name=beam.name,
@@ -199,7 +221,8 @@ def _beam(case: Case, job: Job, task: Task, doses: dict[int, DoseReport], logs: 
 
 def _task(job: Job, task: Task, logs: dict[str, str]) -> TaskReport:
     stage = STAGE_OF.get(task.type)
-    slurm_id = job.submission(stage).slurm_id if stage else None
+    submission = job.submission(stage) if stage else None
+    slurm_id = None if submission is None else submission.slurm_id
     return TaskReport(
         task=str(task.type),
         slurm_id=None if slurm_id is None else str(slurm_id),

@@ -38,6 +38,11 @@ class ResourceService:
         unit.resources.hold(job_id, count)
         return True
 
+    def shrink(self, unit: IUnit, job_id: str, most: int) -> None:
+        """Within a transaction: give back what a job holds beyond `most` slots: its tasks end one by one."""
+        if self._gpu_count is not None and unit.resources.holdings().get(job_id, 0) > most:
+            unit.resources.hold(job_id, most)
+
     def release(self, unit: IUnit, job_id: str) -> None:
         """Within a transaction: give a job's slots back."""
         unit.resources.hold(job_id, 0)

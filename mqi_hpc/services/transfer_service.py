@@ -8,7 +8,9 @@ from mqi_hpc.core.effects import Download, ResultFile, Upload
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IEffects, IStore
 from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
+from mqi_hpc.core.resubmit import current_tasks
 from mqi_hpc.records.result import ConvertRecord, decode_record
+from mqi_hpc.services.history import read_history
 from mqi_hpc.services.job_service import JobService
 
 
@@ -40,13 +42,15 @@ class TransferService:
     def download_results(self, case_id: str) -> None:
         """Start bringing home what convert wrote of done beams, and the tails of failed tasks' logs."""
         case, job, tasks = self._newest(case_id)
+        with self._store.transaction(write=False) as unit:
+            counting = current_tasks(read_history(unit, case_id))
         self._effects.start(
             Download(
                 case_id=case_id,
                 job_id=job.job_id,
                 job_folder=self._jobs.folder(case_id, job.name),
                 folder=f"{case.label}/{job.name}",
-                results=deliverable(tasks),
+                results=deliverable(counting),
                 logs=tuple(log for task in tasks if _went_wrong(task) for log in logs_of(job, case, task)),
             )
         )
@@ -79,7 +83,10 @@ class TransferService:
 
 
 def deliverable(tasks: Sequence[Task]) -> tuple[ResultFile, ...]:
-    """Return the RT Dose files that may be delivered: of done beams, as convert's record lists them."""
+    """Return the RT Dose files that may be delivered: of done beams, as convert's record lists them.
+
+    `tasks` are those that count for the case (`resubmit.current_tasks`).
+    """
     convert = next(task for task in tasks if task.type is TaskType.CONVERT)
     if convert.status is not TaskStatus.COMPLETED or convert.record is None:
         return ()
@@ -103,8 +110,8 @@ def deliverable(tasks: Sequence[Task]) -> tuple[ResultFile, ...]:
 def logs_of(job: Job, case: Case, task: Task) -> tuple[str, ...]:
     """Return the logs of a task, below the job's folder; none where it was never in Slurm."""
     stage = STAGE_OF.get(task.type)
-    slurm_id = None if stage is None else job.submission(stage).slurm_id
-    if slurm_id is None:
+    submission = None if stage is None else job.submission(stage)
+    if submission is None or (slurm_id := submission.slurm_id) is None:
         return ()
     if stage == "beams":
         number = case.beams[task.index].number

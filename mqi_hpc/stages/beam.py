@@ -38,9 +38,9 @@ def run(task: Task) -> None:
     telemetry = Telemetry(gpu)
     progress = _Progress(task, log, telemetry)
     task.progress("the engine runs")
-    begin = run_engine(
-        [*chain.settings.engine, str(written)], admission.folder.path, log, progress.tick, task.signals
-    )
+    command = [*chain.settings.engine, str(written)]
+    with telemetry:
+        begin = run_engine(command, admission.folder.path, log, progress.tick, task.signals)
     version = read_log(log, begin)
     path = find_dose(task.output, beam)
     grid = chain.settings.grid
@@ -113,9 +113,11 @@ class _Progress:
         done, batches = _batches(last_line(self._log, 0))
         quarter = 4 * done // batches
         # A few lines a task: the workstation reads all of them in every poll.
-        if quarter > self._quarter:
-            self._quarter = quarter
-            self._task.progress(f"the engine runs: batch {done} of {batches}")
+        seen = self._telemetry.line()
+        if quarter > self._quarter or seen:
+            self._quarter = max(quarter, self._quarter)
+            how_far = f": batch {done} of {batches}" if done else ""
+            self._task.progress(f"the engine runs{how_far}{'; ' if seen else ''}{seen}")
 
 
 def _batches(line: str) -> Tuple[int, int]:

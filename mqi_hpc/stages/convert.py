@@ -49,9 +49,14 @@ def run(task: Task) -> None:
 def _find(task: Task, beam: ChainBeam) -> Standing:
     """Return the beam's valid record, in this job or in the one chain.json names; raises NotStanding."""
     folder, chain = task.admission.folder, task.admission.chain
-    if beam.source_job in (None, chain.job):
+    job = chain.dose_job(beam)
+    if job is None:
+        raise NotStanding(
+            f"{chain.job}: beam {beam.number} is not computed in this job, and no older one has its dose"
+        )
+    if job == chain.job:
         return folder.standing(chain, "beams", beam.index)
-    return standing_of(folder, str(beam.source_job), "beams", beam.number)
+    return standing_of(folder, job, "beams", beam.number)
 
 
 def _load(standing: Standing, beam: ChainBeam) -> tuple[BeamRecord, Dose]:

@@ -38,8 +38,8 @@ def run_engine(
 ) -> int:
     """Run `command` to its end, its output appended to the file `log`; return where in it that begins.
 
-    Calls `tick` every few seconds. Raises StageError where the engine did not end with 0; whatever ends
-    this function, all of the engine's process group has been killed by then.
+    Calls `tick` every few seconds, which must not wait for anything. Raises StageError where the engine did
+    not end with 0; whatever ends this function, all of the engine's process group has been killed by then.
     """
     with log.open("ab") as output:
         begin = output.tell()
@@ -48,7 +48,7 @@ def run_engine(
         process = _start(_buffered(command), cwd, output)
         try:
             signals.allow()
-            code = _wait(process, tick)
+            code = _wait(process, tick, signals)
         finally:
             _end(process)
     if code:
@@ -82,12 +82,15 @@ def _no_command(command: Sequence[str], error: OSError) -> str:
     return f"the engine {command[0]!r} cannot be run on this node: {error.strerror}; see stages.beam"
 
 
-def _wait(process: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
+def _wait(process: subprocess.Popen[bytes], tick: Callable[[], None], signals: Signals) -> int:
     while True:
         try:
             return process.wait(TICK)
         except subprocess.TimeoutExpired:
+            # Held back meanwhile: a signal would cut a status line in two, or lose a process just begun.
+            signals.hold()
             tick()
+            signals.allow()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -98,6 +98,9 @@ def _wait(
 
 
 def _check_identity(receipt: Receipt, chain: Chain, stage: str, identity: Identity) -> None:
+    if stage not in chain.stages:
+        listed = ", ".join(chain.stages)
+        raise Refused(f"{chain.job} has no stage {stage}: chain.json lists {listed}", EXIT_NOT_OURS)
     wanted = chain.submission(stage).name
     if not wanted == receipt.name == identity.name:
         raise Refused(

@@ -1,95 +1,143 @@
-"""The GPU that Slurm gave: whether there is one, what it is called, what it did."""
+"""The GPU that Slurm gave: whether there is one, what it is called, what it was seen doing."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from typing import List, Mapping
+import time
+from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence
 
 from mqi_hpc.records.result import Gpu
+from mqi_hpc.stages.driver import Answer, Probe, visible_devices
 from mqi_hpc.stages.errors import StageError
 
-BOUND = 10.0
-"""Seconds that nvidia-smi has for an answer."""
-NO_PROGRAM = "no nvidia-smi"
-_NONE = ("", "NoDevFiles")
+FIRST_LINE = 60.0
+"""Seconds from one status line with the GPU's values to the next, at least."""
+GROWTH = 1.5
+"""Each comes at this multiple of the running time of the one before: some 20 lines in two days."""
 
 
 def find_gpu(environ: Mapping[str, str], required: bool) -> Gpu:
     """Return the GPU of this task; raises StageError where one is required and Slurm gave none."""
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
-    if required and visible in _NONE:
-        raise StageError(
-            f"Slurm gave this task no GPU (CUDA_VISIBLE_DEVICES is {visible!r}); "
-            "see slurm.gres and the node's gres.conf"
-        )
-    if visible in _NONE:
+    devices = visible_devices(visible)
+    if not devices:
+        if required:
+            raise StageError(
+                f"Slurm gave this task no GPU (CUDA_VISIBLE_DEVICES is {visible!r}); "
+                "see slurm.gres and the node's gres.conf"
+            )
         return Gpu(visible=visible)
-    answer = _ask(visible, "uuid,name")
-    if not isinstance(answer, list) or len(answer) != 2:
-        return Gpu(visible=visible)
-    return Gpu(visible=visible, uuid=answer[0], name=answer[1])
+    probe = Probe(devices[:1], "", time.monotonic)
+    try:
+        states = probe.wait().states
+    finally:
+        probe.close()
+    return Gpu(visible=visible, uuid=states[0].uuid, name=states[0].name) if states else Gpu(visible=visible)
+
+
+class Look(NamedTuple):
+    """What one look saw, None where the driver did not tell: %, MiB, C, W.
+
+    Of several devices: utilization in the mean, the others at most.
+    """
+
+    utilization: Optional[float]
+    memory: Optional[float]
+    temperature: Optional[float]
+    power: Optional[float]
 
 
 class Telemetry:
-    """What the GPU was seen doing while the engine ran."""
+    """Looks at the GPU without ever waiting for it; after a look that failed there is none."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self._seen: List[List[float]] = []
-        self._given_up = False
-        program = shutil.which("nvidia-smi")
-        self._why = NO_PROGRAM if program is None else "the engine ended before the first look"
+    def __init__(self, gpu: Gpu, clock: Callable[[], float] = time.monotonic) -> None:
+        self._devices = visible_devices(gpu.visible)
+        self._clock = clock
+        self._begin = clock()
+        self._next_line = FIRST_LINE
+        self._probe: Optional[Probe] = None
+        self._seen: List[Look] = []
+        self._source = ""
+        self._given_up = "" if self._devices else "no GPU"
+        self._said = not self._devices
 
     def look(self) -> None:
-        """Take one look; after one that failed, none: a driver that hangs is not to hold up the beam."""
-        if self._gpu.visible in _NONE or self._given_up:
-            return
-        answer = _ask(self._gpu.visible, "utilization.gpu,memory.used,temperature.gpu,power.draw")
-        try:
-            if not isinstance(answer, list):
-                raise ValueError(answer)
-            utilization, memory, temperature, power = (float(value) for value in answer)
-        except ValueError as error:
-            self._why = str(error)
-            self._given_up = True
-            return
-        self._seen.append([utilization, memory, temperature, power])
+        """Take in what the last look found, if it is back, and begin another. Does not wait."""
+        self._take_in()
+        if self._probe is None and not self._given_up:
+            self._probe = Probe(self._devices, self._source, self._clock)
+
+    def line(self) -> str:
+        """Return what was seen last, or why nothing is, where it is time for a status line; else ''.
+
+        Values come at growing intervals, the end of looking once.
+        """
+        self._take_in()
+        elapsed = self._clock() - self._begin
+        if self._said or elapsed < self._next_line or not (self._seen or self._given_up):
+            return ""
+        self._next_line = max(elapsed + FIRST_LINE, elapsed * GROWTH)
+        if self._given_up:
+            self._said = True
+            return f"GPU telemetry {'given up' if self._seen else 'none'}: {self._given_up}"
+        look = self._seen[-1]
+        values = [_text(look.utilization, "%"), _text(look.memory, "MiB")]
+        told = ", ".join(value for value in values if value)
+        return f"GPU {told or 'utilization and memory not told'} ({self._source})"
 
     def summary(self) -> str:
-        """Return it in words; where nothing was seen, why."""
-        if self._gpu.visible in _NONE:
-            return "none: no GPU"
+        """Return it in words; where nothing was seen, why. Takes in a last look that is back."""
+        self._take_in()
         if not self._seen:
-            return f"none: {self._why}"
-        columns = list(zip(*self._seen))
-        return (
-            f"{len(self._seen)} looks: utilization {sum(columns[0]) / len(self._seen):.0f} % in the mean, "
-            f"at most {max(columns[1]):.0f} MiB, {max(columns[2]):.0f} C, {max(columns[3]):.0f} W"
-        )
+            return f"none: {self._given_up or 'the engine ended before the first look was back'}"
+        use, memory, heat, power = (_known(column) for column in zip(*self._seen))
+        parts = []
+        if use:
+            parts.append(f"utilization {sum(use) / len(use):.0f} % in the mean, {max(use):.0f} % at most")
+        most = [(memory, "MiB"), (heat, "C"), (power, "W")]
+        tops = [f"{max(column):.0f} {unit}" for column, unit in most if column]
+        if tops:
+            parts.append(f"at most {', '.join(tops)}")
+        several = f" at {len(self._devices)} GPUs" if len(self._devices) > 1 else ""
+        end = f"; given up: {self._given_up}" if self._given_up else ""
+        looks = "1 look" if len(self._seen) == 1 else f"{len(self._seen)} looks"
+        return f"{looks}{several} by {self._source}: {', '.join(parts)}{end}"
+
+    def __enter__(self) -> None:
+        """Begin a time after which no look is under way."""
+
+    def __exit__(self, *_: object) -> None:
+        self._take_in()
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    def _take_in(self) -> None:
+        if self._probe is None:
+            return
+        answer = self._probe.answer()
+        if answer is None:
+            return
+        self._probe = None
+        look = _look(answer)
+        if look is None:
+            self._given_up = answer.why or f"{answer.source} tells no value of this GPU"
+        else:
+            self._source = answer.source
+            self._seen.append(look)
 
 
-def _ask(visible: str, fields: str) -> object:
-    """Return nvidia-smi's answer for the first visible device, a list of texts; else, why there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return NO_PROGRAM
-    device = visible.split(",", maxsplit=1)[0]
-    command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={device}"]
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-    except OSError as error:
-        return f"nvidia-smi cannot be run: {error.strerror}"
-    try:
-        output, _ = process.communicate(timeout=BOUND)
-    except subprocess.TimeoutExpired:
-        return f"nvidia-smi gave no answer within {BOUND:.0f} s"
-    finally:
-        # Not waited for: with a broken driver it may never end, not even killed.
-        process.kill()
-    lines = output.decode(errors="replace").splitlines()
-    if process.returncode or len(lines) != 1:
-        return f"nvidia-smi exited with {process.returncode} and {len(lines)} lines"
-    return [value.strip() for value in lines[0].split(",")]
+def _look(answer: Answer) -> Optional[Look]:
+    """Return the look in an answer, None where it has no value at all."""
+    columns = [_known(column) for column in zip(*(state.values for state in answer.states))]
+    if not any(columns):
+        return None
+    use, *others = columns
+    return Look(sum(use) / len(use) if use else None, *(max(other) if other else None for other in others))
+
+
+def _known(values: Sequence[Optional[float]]) -> List[float]:
+    return [value for value in values if value is not None]
+
+
+def _text(value: Optional[float], unit: str) -> str:
+    return "" if value is None else f"{value:.0f} {unit}"

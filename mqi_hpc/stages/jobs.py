@@ -140,6 +140,10 @@ class JobFolder:
             raise NotStanding(f"{chain.job}: {error}") from error
 
     def _standing(self, chain: Chain, stage: str, index: int) -> Standing:
+        if stage not in chain.stages:
+            raise NotStanding(f"{chain.job}: it has no stage {stage}, only {', '.join(chain.stages)}")
+        if stage == "beams" and index not in chain.computed:
+            raise NotStanding(f"{chain.job}: {_task(chain, stage, index)} is not computed in this job")
         receipt, claim = self.receipt(stage), self.claim(stage, index)
         if receipt is None or receipt.name != chain.submission(stage).name:
             raise NotStanding(f"{chain.job}: no receipt of {stage}")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import itertools
 import shlex
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mqi_hpc.core.chain_plan import plan_submissions
 from mqi_hpc.core.effects import JobQuery, Observe
 from mqi_hpc.core.interfaces import RenderRequest
+from mqi_hpc.core.models import Beam, Case
 from mqi_hpc.core.observation import (
     Section,
     belongs,
@@ -26,13 +29,22 @@ from mqi_hpc.core.observation import (
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import SubmitReport, parse_submit
 from mqi_hpc.infrastructure.config import ConfigLoader
+from mqi_hpc.infrastructure.slurm.archive import build_stages
 from mqi_hpc.infrastructure.slurm.renderer import Renderer
+from mqi_hpc.records.result import ConvertRecord, decode_record
 from tests.support.bench import make_case
 from tests.support.cluster import Cluster, wait_until
+from tests.support.stage_job import ENGINE, BeamSpec, StageJob
 
 pytestmark = pytest.mark.cluster
 
 STAGES = ["interpret", "beams", "convert"]
+# What a job does itself; the rest is taken from an older one.
+KINDS = {"whole": STAGES, "from beams on": STAGES[1:], "convert alone": STAGES[2:]}
+each_kind = pytest.mark.parametrize("chain", KINDS, indirect=True)
+each_stage = pytest.mark.parametrize(
+    ("chain", "stage"), [(kind, s) for kind, stages in KINDS.items() for s in stages], indirect=["chain"]
+)
 # In the place of python: the fence's first question, and a line that tells that the stage was started.
 STAGE = """#!/bin/bash
 read -r _ id _ <"$5/receipt.$3"
@@ -49,32 +61,14 @@ FREEZE = '{real} "$@"\ntouch {home}/frozen\nuntil [ -e {home}/thaw ]; do sleep 0
 _keys = itertools.count()
 
 
-class Chain:
-    """A job folder on the cluster with everything rendered for it."""
+class Workspace:
+    """A folder on the cluster for a test's jobs."""
 
-    def __init__(self, cluster: Cluster, home: Path, **settings: object) -> None:
+    def __init__(self, cluster: Cluster, home: Path, archive: bytes, **settings: Any) -> None:
         self.cluster = cluster
         self.remote = f"/home/mqi/{home.name}"
-        changes = {"paths": {"remote_workspace": self.remote}, "stages": {"python": f"{self.remote}/stage"}}
-        path = cluster.write_config(home, **changes, **settings)
-        self.renderer = Renderer(ConfigLoader().load(path), b"no archive")
-        case = make_case(3).evolve(case_id=f"protocol{next(_keys):04d}")
-        self.folder = f"{self.remote}/{case.case_id}/j01"
-        submissions = plan_submissions(case.instance, case.case_id, 1, case.beams)
-        self.names = {s.stage: s.name for s in submissions}
-        files = self.renderer.job_files(
-            RenderRequest(
-                case=case,
-                job="j01",
-                job_folder=self.folder,
-                submissions=submissions,
-                beams=case.beams,
-                audit_head="",
-            )
-        )
-        self.send({f"{case.case_id}/j01/{name}": content for name, content in files.items()})
-        self.send({"stage": STAGE.encode()})
-        cluster.ssh(f"mkdir {self.folder}/logs", check=True)
+        path = cluster.write_config(home, paths={"remote_workspace": self.remote}, **settings)
+        self.renderer = Renderer(ConfigLoader().load(path), archive)
 
     def send(self, files: dict[str, bytes]) -> None:
         archive = io.BytesIO()
@@ -86,10 +80,36 @@ class Chain:
         text = base64.b64encode(archive.getvalue()).decode()
         self.cluster.ssh(f"mkdir -p {self.remote} && base64 -d | tar -x -C {self.remote}", text, check=True)
 
+
+class Chain:
+    """A job folder on the cluster with everything rendered for it."""
+
+    def __init__(
+        self, work: Workspace, case: Case, number: int, *computed: int, stages: list[str], **more: Any
+    ) -> None:
+        self.work, self.cluster, self.remote = work, work.cluster, work.remote
+        self.stages, self.computed, job = stages, computed, f"j{number:02d}"
+        self.folder = f"{self.remote}/{case.case_id}/{job}"
+        beams = tuple(case.beams[index] for index in computed)
+        submissions = plan_submissions(case.instance, case.case_id, number, beams, stages)
+        self.names = {s.stage: s.name for s in submissions}
+        request = RenderRequest(
+            case=case,
+            job=job,
+            job_folder=self.folder,
+            submissions=submissions,
+            beams=beams,
+            audit_head="",
+            **more,
+        )
+        files = work.renderer.job_files(request)
+        work.send({f"{case.case_id}/{job}/{name}": content for name, content in files.items()})
+        self.cluster.ssh(f"mkdir {self.folder}/logs", check=True)
+
     def sbatch(self, text: str, **values: str) -> str:
         """Put another sbatch on PATH; returns the setting that has it found first."""
         script = "#!/bin/bash\n" + text.format(real="/usr/bin/sbatch", home=self.remote, **values)
-        self.send({"bin/sbatch": script.encode()})
+        self.work.send({"bin/sbatch": script.encode()})
         return f"PATH={self.remote}/bin:$PATH"
 
     def command(self, nonce: str, settings: str = "") -> str:
@@ -103,11 +123,12 @@ class Chain:
 
     def observe(self, nonce: str, *ids: int) -> dict[str, Section]:
         query = JobQuery(ref="job", folder=self.folder, records=(("job/interpret", "interpreted"),))
-        script = self.renderer.observe_script(Observe(nonce=nonce, jobs=(query,), sacct_ids=ids))
+        script = self.work.renderer.observe_script(Observe(nonce=nonce, jobs=(query,), sacct_ids=ids))
         return split_sections(self.cluster.ssh("bash -s", script).stdout, nonce)
 
     def receipts(self) -> dict[str, int]:
-        lines = parse_receipts(self.observe("receipts")["receipts:job"].text)
+        lines = dict(parse_receipts(self.observe("receipts")["receipts:job"].text))
+        assert lines.pop("claimed", self.stages[0]) == self.stages[0]
         assert {stage: line.split()[0] for stage, line in lines.items()} == {s: self.names[s] for s in lines}
         return {stage: int(line.split()[1]) for stage, line in lines.items()}
 
@@ -129,14 +150,30 @@ class Chain:
         """Wait for the end of the chain: every task was started once, in order."""
         wait_until(lambda: "convert 0" in self.effects(), 60, "the chain's end")
         effects = self.effects()
-        assert effects[0] == "interpret 0"
+        head = ["interpret 0"] if self.stages == STAGES else []
+        assert effects[: len(head)] == head
+        assert sorted(effects[len(head) : -1]) == [f"beams {index}" for index in self.computed]
         assert effects[-1] == "convert 0"
-        assert sorted(effects[1:-1]) == ["beams 0", "beams 1", "beams 2"]
+
+
+def make_chain(cluster: Cluster, home: Path, kind: str = "whole", **settings: Any) -> Chain:
+    """Put a job on the cluster whose stages only tell that they were started."""
+    work = Workspace(
+        cluster, home, b"no archive", stages={"python": f"/home/mqi/{home.name}/stage"}, **settings
+    )
+    case = make_case(3).evolve(case_id=f"protocol{next(_keys):04d}")
+    work.send({"stage": STAGE.encode()})
+    if kind == "whole":
+        return Chain(work, case, 1, 0, 1, 2, stages=STAGES)
+    computed = [1] if kind == "from beams on" else []
+    sources = {index: "j01" for index in range(3) if index not in computed}
+    taken = {"sources": sources, "interpreted": ("j01", "a" * 64), "waits_for": ("j01",)}
+    return Chain(work, case, 2, *computed, stages=KINDS[kind], **taken)
 
 
 @pytest.fixture
-def chain(cluster: Cluster, tmp_path: Path) -> Iterator[Chain]:
-    made = Chain(cluster, tmp_path)
+def chain(request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path) -> Iterator[Chain]:
+    made = make_chain(cluster, tmp_path, getattr(request, "param", "whole"))
     yield made
     cluster.reset()
     cluster.ssh(f"rm -rf {made.remote}")
@@ -199,7 +236,7 @@ def test_a_hostile_environment_changes_nothing(chain: Chain) -> None:
 
 
 def test_a_refusal_is_told_in_slurms_words(cluster: Cluster, tmp_path: Path) -> None:
-    refused = Chain(cluster, tmp_path, slurm={"account": "nobody"})
+    refused = make_chain(cluster, tmp_path, slurm={"account": "nobody"})
     report = refused.submit("n1")
     assert report.code == 75
     assert report.failed is not None
@@ -221,7 +258,7 @@ def test_a_cancelled_head_burns_the_job(chain: Chain) -> None:
 
 def test_dependants_that_were_cancelled_keep_the_head_from_running(chain: Chain) -> None:
     settings = chain.sbatch('exec {real} "$@"\n')
-    chain.send({"bin/scontrol": b"#!/bin/bash\nexit 1\n"})
+    chain.work.send({"bin/scontrol": b"#!/bin/bash\nexit 1\n"})
     assert chain.submit("n1", settings).code == 76
     ids = chain.receipts()
     chain.cluster.ssh(f"scancel {ids['convert']}", check=True)
@@ -231,16 +268,21 @@ def test_dependants_that_were_cancelled_keep_the_head_from_running(chain: Chain)
     assert chain.queued()[ids["interpret"]] == "interpret"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@each_stage
 def test_killed_after_any_sbatch_a_rerun_runs_everything_once(chain: Chain, stage: str) -> None:
     assert chain.submit("n1", chain.sbatch(KILL, stage=stage)).code is None
     assert stage not in chain.receipts()
     assert chain.submit("n2").code == 0
     # The killed run's job is held for ever (a head), or runs when the receipts' jobs do, up to the fence.
-    assert chain.submitted() == len(STAGES) + 1
+    assert chain.submitted() == len(chain.stages) + 1
     chain.ran_once()
-    left = {job: name for job, name in chain.queued().items() if job not in chain.receipts().values()}
-    assert set(left.values()) <= {"interpret"}
+    receipts = chain.receipts().values()
+
+    def ended() -> bool:
+        return {name for job, name in chain.queued().items() if job not in receipts} <= {chain.stages[0]}
+
+    wait_until(ended, 60, "the end of the killed run's job, unless it is a held head")
+    assert chain.effects().count("convert 0") == 1
 
 
 def test_a_lost_answer_is_no_certainty(chain: Chain) -> None:
@@ -251,6 +293,7 @@ def test_a_lost_answer_is_no_certainty(chain: Chain) -> None:
     assert list(chain.queued().values()) == ["interpret"]
 
 
+@each_kind
 def test_a_frozen_run_takes_its_own_back_when_it_thaws(chain: Chain) -> None:
     settings = chain.sbatch(FREEZE)
     quoted = shlex.quote(chain.command("frozen", settings))
@@ -269,6 +312,7 @@ def test_a_frozen_run_takes_its_own_back_when_it_thaws(chain: Chain) -> None:
     chain.ran_once()
 
 
+@each_kind
 def test_two_at_once_run_everything_once(chain: Chain) -> None:
     both = " & ".join(f"{chain.command(f'n{n}')} >{chain.remote}/said{n} 2>&1" for n in (1, 2))
     chain.cluster.ssh(f"{both} & wait", check=True)
@@ -302,3 +346,163 @@ def test_accounting_that_is_down_costs_its_section_alone(chain: Chain) -> None:
     assert sections["sacct"].exit_code != 0
     assert sections["squeue"].exit_code == 0
     assert {row.job for row in parse_squeue(sections["squeue"].text)} >= set(ids.values())
+
+
+# Later jobs of a case, with the real stages
+
+# What the engine does with a beam: as the file of its number says.
+TOLD = """
+told = pathlib.Path("{remote}/told.%d" % number)
+while told.exists() and told.read_text() == "wait":
+    time.sleep(0.1)
+if told.exists():
+    sys.exit(7)
+"""
+
+
+class Resubmitted:
+    """A case of the beams 2, 3 and 4 on the cluster, and its jobs."""
+
+    def __init__(self, cluster: Cluster, home: Path) -> None:
+        remote = f"/home/mqi/{home.name}"
+        grid = {"size": [4, 3, 5], "spacing": [2, 3, 1], "position": [-4, -4, -5]}
+        stages = {"engine": ["/usr/bin/python3", f"{remote}/engine.py"]}
+        self.work = Workspace(cluster, home, build_stages(), moqui={"grid": grid}, stages=stages)
+        local = StageJob(home / "local", [BeamSpec(n, f"B{n}") for n in (2, 3, 4)])
+        self.case = make_case(3).evolve(
+            case_id=f"protocol{next(_keys):04d}",
+            plan_uid=local.plan_uid,
+            beams=tuple(
+                Beam(
+                    index=beam.index,
+                    number=beam.number,
+                    name=beam.name,
+                    energies=beam.energies,
+                    input_digest=beam.input_digest,
+                    seed=beam.seed,
+                )
+                for beam in local.chain.beams
+            ),
+        )
+        inputs = [path for path in local.input.rglob("*") if path.is_file()]
+        files = {f"input/{path.relative_to(local.input)}": path.read_bytes() for path in inputs}
+        self.work.send({f"{self.case.case_id}/{name}": content for name, content in files.items()})
+        engine = ENGINE.replace("BEHAVIOUR", TOLD.format(remote=remote))
+        self.work.send({"engine.py": engine.encode()})
+
+    def tell(self, number: int, word: str | None) -> None:
+        """Have the engine fail or wait with a beam, None: neither."""
+        name = f"{self.work.remote}/told.{number}"
+        line = f"rm {name}" if word is None else f"printf %s {word} >{name}.new && mv {name}.new {name}"
+        self.work.cluster.ssh(line, check=True)
+
+    def first(self) -> Chain:
+        """j01 for all beams, submitted."""
+        return self.submitted(Chain(self.work, self.case, 1, 0, 1, 2, stages=STAGES))
+
+    def later(self, number: int, *computed: int, waits_for: tuple[str, ...], **sources: str) -> Chain:
+        """A job that takes interpret's output from j01, submitted; sources as b0="j01"."""
+        content = self.work.cluster.ssh(
+            f"cat {self.work.remote}/{self.case.case_id}/j01/interpreted/result.json", check=True
+        ).stdout
+        return self.submitted(
+            Chain(
+                self.work,
+                self.case,
+                number,
+                *computed,
+                stages=STAGES[1:] if computed else STAGES[2:],
+                sources={int(name[1:]): job for name, job in sources.items()},
+                interpreted=("j01", hashlib.sha256(content.encode()).hexdigest()),
+                waits_for=waits_for,
+            )
+        )
+
+    def submitted(self, job: Chain) -> Chain:
+        report = job.submit("n1")
+        assert (report.code, list(report.receipts), report.notes) == (0, job.stages, ())
+        return job
+
+    def converted(self, job: Chain) -> ConvertRecord:
+        """What a job's convert made, once it has ended."""
+        name = f"{job.folder}/results/result.json"
+        text = wait_until(
+            lambda: self.work.cluster.ssh(f"cat {name}").stdout, 120, f"{name}: {self.logs(job)}"
+        )
+        record = decode_record(text)
+        assert isinstance(record, ConvertRecord)
+        return record
+
+    def logs(self, job: Chain) -> str:
+        return self.work.cluster.ssh(f"tail -n 3 {job.folder}/logs/*").stdout
+
+    def said(self, job: Chain, stage: str, index: int, event: str) -> None:
+        """Wait until a task's status lines tell of an event."""
+        name = f"{job.folder}/status/{stage}-{index}.jsonl"
+        look = f"grep -q '\"{event}\"' {name}"
+        wait_until(lambda: self.work.cluster.ssh(look).returncode == 0, 120, f"{event} in {name}")
+
+
+@pytest.fixture
+def resubmitted(cluster: Cluster, tmp_path: Path) -> Iterator[Resubmitted]:
+    made = Resubmitted(cluster, tmp_path)
+    yield made
+    cluster.reset()
+    cluster.ssh(f"rm -rf {made.work.remote}")
+
+
+def sources(record: ConvertRecord) -> list[tuple[int, str]]:
+    return [(dose.index, dose.source_job) for dose in record.doses]
+
+
+def test_a_beam_that_failed_is_computed_by_a_later_job_and_converted_with_the_others(
+    resubmitted: Resubmitted,
+) -> None:
+    resubmitted.tell(3, "fail")
+    first = resubmitted.first()
+    record = resubmitted.converted(first)
+    assert (sources(record), list(record.missing)) == ([(0, "j01"), (2, "j01")], ["1"])
+    resubmitted.tell(3, None)
+    second = resubmitted.later(2, 1, waits_for=("j01",), b0="j01", b2="j01")
+    record = resubmitted.converted(second)
+    assert (sources(record), record.missing) == ([(0, "j01"), (1, "j02"), (2, "j01")], {})
+    # The array is of exactly the index 1.
+    array = second.receipts()["beams"]
+    rows = parse_squeue(second.observe("tasks")["squeue"].text)
+    assert {row.task for row in rows if row.name == second.names["beams"]} == {1}
+    assert {row.job for row in rows if row.name == second.names["beams"]} == {array}
+    claims = second.cluster.ssh(f"cd {second.folder} && ls claim.*").stdout.split()
+    assert claims == ["claim.beams-1", "claim.convert-0"]
+    # Convert alone makes the same objects of the same doses.
+    third = resubmitted.later(3, waits_for=("j01", "j02"), b0="j01", b1="j02", b2="j01")
+    again = resubmitted.converted(third)
+    assert [dose.sop_instance_uid for dose in again.doses] == [d.sop_instance_uid for d in record.doses]
+    assert (again.missing, third.submitted()) == ({}, 1)
+
+
+def test_convert_waits_for_the_arrays_of_older_jobs_too(resubmitted: Resubmitted) -> None:
+    resubmitted.tell(3, "fail")
+    resubmitted.tell(4, "wait")
+    first = resubmitted.first()
+    resubmitted.said(first, "beams", 1, "exited")
+    resubmitted.said(first, "beams", 2, "progress")
+    resubmitted.tell(3, None)
+    second = resubmitted.later(2, 1, waits_for=("j01",), b0="j01", b2="j01")
+    third = resubmitted.later(3, waits_for=("j01",), b0="j01", b2="j01")
+    resubmitted.said(second, "beams", 1, "exited")
+    old = first.receipts()["beams"]
+    for job in (second, third):
+        convert = job.receipts()["convert"]
+        line = f"squeue -h -j {convert} -o '%T %E'"
+
+        def waits(line: str = line) -> bool:
+            word, dependency = resubmitted.work.cluster.ssh(line, check=True).stdout.split()
+            assert word == "PENDING"
+            # Its own array's end is told to it a moment later.
+            return dependency == f"afterany:{old}_*(unfulfilled)"
+
+        wait_until(waits, 60, f"convert {convert} waits for the older array alone")
+    resubmitted.tell(4, None)
+    assert sources(resubmitted.converted(second)) == [(0, "j01"), (1, "j02"), (2, "j01")]
+    record = resubmitted.converted(third)
+    assert (sources(record), list(record.missing)) == ([(0, "j01"), (2, "j01")], ["1"])

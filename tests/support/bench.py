@@ -12,6 +12,8 @@ from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.desk import Desk
+from mqi_hpc.domain.orders import Orders
+from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.reconciler import Reconciler
 from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.watcher import Watcher
@@ -132,6 +134,7 @@ class Bench:
     beams: int = 2
     accounting: str = "auto"
     gpu_count: int | None = None
+    max_concurrent_jobs: int | None = None
     clock: Clock = field(default_factory=Clock)
     store: MemoryStore = field(default_factory=MemoryStore)
     said: list[str] = field(default_factory=list)
@@ -153,21 +156,37 @@ class Bench:
         self.cases = CaseService(store, NoReader(), clock, site="site", seed_base=1000)  # type: ignore[arg-type]
         self.jobs = JobService(store, PlainRenderer(), self.resources, clock, workspace="/work")
         self.reports = ReportService(store)
-        desk = Desk(store, self.cases, self.jobs, lambda _, text: self.said.append(text))
+        self.scheduler = TaskScheduler(store, clock, max_concurrent_jobs=self.max_concurrent_jobs)
+        self.desk = desk = Desk(
+            store,
+            self.cases,
+            self.jobs,
+            lambda _, text: self.said.append(text),
+            self.scheduler.changed,
+        )
         reconciler = Reconciler(Limits(settle=20.0, lag=60.0, debounce=10.0))
-        self.scheduler = TaskScheduler(store, clock)
         self.watcher = Watcher(store, desk, self.jobs, reconciler, accounting=self.accounting)
+        ids = Ids()
+        self.polls = Polls(
+            watcher=self.watcher,
+            desk=desk,
+            effects=self.world,
+            clock=clock,
+            ids=ids,
+            rhythm=PollRhythm(least=1.0, most=5.0),
+        )
+        self.orders = Orders(desk, self.cases, self.jobs)
         self.orchestrator = WorkflowOrchestrator(
             store=store,
             jobs=self.jobs,
             transfers=TransferService(store, self.jobs, self.world),
             scheduler=self.scheduler,
-            watcher=self.watcher,
+            polls=self.polls,
             desk=desk,
             effects=self.world,
             clock=clock,
-            ids=Ids(),
-            rhythm=PollRhythm(least=1.0, most=5.0),
+            ids=ids,
+            slots_wait=1.0,
             retry=RetryPolicy(),
         )
 

@@ -76,9 +76,10 @@ _PROGRAM = textwrap.dedent(
         names = (option("--name") or "").split(",")
         sys.stderr.write(state["noise"])
         for job in state["jobs"]:
-            if job["state"] == "PENDING" and (names == [""] or job["name"] in names):
+            if job["state"] in ("PENDING", "RUNNING") and (names == [""] or job["name"] in names):
                 if "%F|%j|%T|%r" in args:
-                    print(f"{{job['id']}}|{{job['name']}}|{{job['state']}}|{{job['reason']}}")
+                    for word, reason in job.get("tasks") or [(job["state"], job["reason"])]:
+                        print(f"{{job['id']}}|{{job['name']}}|{{word}}|{{reason}}")
                 elif "%F|%j" in args:
                     print(f"{{job['id']}}|{{job['name']}}")
                 else:
@@ -87,7 +88,7 @@ _PROGRAM = textwrap.dedent(
     elif me == "scontrol":
         for job in state["jobs"]:
             if args[:1] == ["release"] and str(job["id"]) in args:
-                job["reason"] = "None"
+                job["reason"], job["tasks"] = "None", []
                 job["released"] = job.get("released", 0) + 1
     elif me == "scancel":
         for job in state["jobs"]:
@@ -101,7 +102,10 @@ _PROGRAM = textwrap.dedent(
 
 
 class FakeSlurm:
-    """A queue below `home`; `path` goes first on PATH."""
+    """A queue below `home`; `path` goes first on PATH.
+
+    A job's `tasks`, where it has any, are the rows (state, reason) that squeue shows of an array.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home

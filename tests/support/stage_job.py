@@ -191,8 +191,12 @@ class StageJob:
         """Write one input file of a beam; `seal` afterwards."""
         (self.input / beam_folder(spec.number) / name).write_bytes(content)
 
-    def make_chain(self, job: str = "j01") -> Chain:
-        """Return a chain for all beams, digests still empty."""
+    def make_chain(self, job: str = "j01", interpreted: Interpreted | None = None, *computed: int) -> Chain:
+        """Return a job's chain, digests still empty.
+
+        Without `interpreted` it has all stages, for all beams; with it, those that compute `computed`.
+        """
+        stages = STAGES if interpreted is None else STAGES[1:] if computed else STAGES[2:]
         beams = tuple(
             ChainBeam(
                 index=n,
@@ -217,11 +221,11 @@ class StageJob:
                     stage=stage,
                     name=submission_name(INSTANCE, KEY, job, stage),
                     script_digest="0" * 64,
-                    indices=tuple(range(len(beams))) if stage == "beams" else (0,),
+                    indices=(computed or tuple(range(len(beams)))) if stage == "beams" else (0,),
                 )
-                for stage in STAGES
+                for stage in stages
             ),
-            interpreted=Interpreted(job=job),
+            interpreted=interpreted or Interpreted(job=job),
             stages_digest="0" * 64,
             audit_head="head",
             settings=Settings(
@@ -267,8 +271,24 @@ class StageJob:
         self.folder.mkdir()
         (self.folder / layout.STAGES_ARCHIVE).write_bytes(build_stages())
         self.write_chain(chain)
-        for stage in STAGES:
+        for stage in chain.stages:
             self.put_receipt(stage)
+
+    def resubmit(self, job: str, *computed: int, interpreted: str = "j01", **sources: str | None) -> None:
+        """Go on as `job`, which computes the beams `computed` (indices) from `interpreted`'s interpret.
+
+        `sources` names the job of each other beam's dose, as b0="j01"; j01 where nothing is said.
+        """
+        content = (self.case / interpreted / layout.output_folder("interpret") / layout.RECORD).read_bytes()
+        named = Interpreted(interpreted, hashlib.sha256(content).hexdigest())
+        beams = tuple(
+            dataclasses.replace(
+                beam,
+                source_job=None if beam.index in computed else sources.get(f"b{beam.index}", "j01"),
+            )
+            for beam in self.chain.beams
+        )
+        self.next_job(dataclasses.replace(self.make_chain(job, named, *computed), beams=beams))
 
     def put_receipt(self, stage: str, name: str | None = None, slurm_id: int | None = None) -> None:
         """Write a stage's receipt, in place of the one that is there."""
@@ -278,7 +298,7 @@ class StageJob:
 
     def environ(self, stage: str, index: int = 0, **changes: str | None) -> dict[str, str]:
         """Return the environment that Slurm gives the task; None takes a variable away."""
-        name = self.chain.submission(stage).name
+        name = submission_name(INSTANCE, KEY, self.chain.job, stage)
         environ: dict[str, str | None] = {
             "PATH": os.environ["PATH"],
             "SLURM_JOB_NAME": name,

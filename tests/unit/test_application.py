@@ -10,7 +10,9 @@ from mqi_hpc.controllers.application import Application, Outcome
 from mqi_hpc.core.effects import Completion, Download, Effect, Failure, Submit, Upload
 from mqi_hpc.core.errors import AuthenticationError, ConnectionError, LockHeld, ResourceError
 from mqi_hpc.core.intake import Fault, Rejected
+from mqi_hpc.core.requests import Reply, Request
 from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.domain.request_desk import RequestDesk
 from mqi_hpc.services.case_service import Registration
 from tests.support.bench import KEY, Bench
 
@@ -43,6 +45,21 @@ class Cases:
         return Registration((self.bench.cases.get_case(KEY),), self.rejected, ("a note",))
 
 
+class Asked:
+    """What other processes ask (IRequests)."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.replies: list[Reply] = []
+
+    def take(self) -> list[Request]:
+        taken, self.requests = self.requests, []
+        return taken
+
+    def answer(self, reply: Reply) -> None:
+        self.replies.append(reply)
+
+
 class Desktop:
     """Bench and application on it; the cluster finishes everything unless told otherwise."""
 
@@ -50,6 +67,7 @@ class Desktop:
         self.bench = bench = Bench(**kind)  # type: ignore[arg-type]
         self.lifecycle = Lifecycle()
         self.cases = Cases(bench)
+        self.asked = Asked()
         self.wire()
         bench.begin()
 
@@ -61,6 +79,8 @@ class Desktop:
             resources=bench.resources,
             reports=bench.reports,
             orchestrator=bench.orchestrator,
+            orders=bench.orders,
+            requests=RequestDesk(self.asked, bench.orders, bench.orchestrator.process_case),
             effects=bench.world,
             clock=bench.clock,
             retry=RetryPolicy(),
@@ -128,7 +148,7 @@ def test_run_again_without_waiting_it_looks_and_returns(desktop: Desktop) -> Non
     desktop.bench.wire()
     desktop.wire()
     assert desktop.submit(wait=False).exit_code == 0
-    assert desktop.bench.orchestrator.good_looks >= 2
+    assert desktop.bench.orchestrator.polls.good_looks >= 2
     desktop.bench.wire()
     desktop.wire()
     desktop.finishes()

@@ -190,3 +190,61 @@ def test_a_status_is_set_with_an_event_and_only_where_it_changes(service: CaseSe
         service.get_case("x")
     with pytest.raises(ValueError, match="is not a valid CaseStatus"):
         service.update_case_status(case.case_id, "fine")
+
+
+def rows(service: CaseService) -> dict[str, CaseStatus]:
+    with service._store.transaction(write=False) as unit:
+        return {case.label: case.status for case in unit.cases.all()}
+
+
+def test_what_submit_refuses_is_kept_until_the_folder_is_better(service: CaseService, reader: Reader) -> None:
+    good = reader.result
+    reader.result = IntakeResult(
+        rejected=(Rejected("faults", (Fault("a", "odd"),)),), waiting=(Waiting("w"),)
+    )
+    for _ in range(2):
+        with pytest.raises(RejectedCase):
+            service.register("/data/P001")
+    assert rows(service) == {"P001": CaseStatus.REJECTED}
+    (row,) = service.find("P001")
+    assert row.rejected == ("faults", "a: odd", "w")
+    assert service.find("/data/P001") == [row]
+    assert service.scan_for_new_cases() == []
+    # What a person grouped by hand and was refused for is an answer to that person.
+    reader.result = IntakeResult(rejected=(Rejected("no delivery is named x"),))
+    with pytest.raises(RejectedCase):
+        service.register("/data/P001", ["x"])
+    assert service.find("P001") == [row]
+    reader.result = good
+    assert service.register("/data/P001").cases[0].label == "P001-f01"
+    assert rows(service) == {"P001-f01": CaseStatus.NEW}
+    with service._store.transaction(write=False) as unit:
+        assert [event["kind"] for event in unit.events(row.case_id)] == ["rejected", "rejection withdrawn"]
+
+
+def test_what_submit_takes_in_part_leaves_the_refusal_of_the_rest(
+    service: CaseService, reader: Reader
+) -> None:
+    reader.result = IntakeResult(fractions=(fraction(),), rejected=(Rejected("faults"),))
+    service.register("/data/P001")
+    assert rows(service) == {"P001": CaseStatus.REJECTED, "P001-f01": CaseStatus.NEW}
+    service.register("/data/P001", ["a", "b"])
+    assert rows(service) == {"P001-f01": CaseStatus.NEW}
+
+
+def test_a_folder_that_is_none_is_not_kept(service: CaseService, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise RejectedCase("rejected: no folder")
+
+    monkeypatch.setattr(service._reader, "read", read)
+    with pytest.raises(RejectedCase):
+        service.register("/data/typo")
+    assert rows(service) == {}
+
+
+def test_fewer_files_than_registered_are_nothing_late(service: CaseService, reader: Reader) -> None:
+    (first,) = service.register("/data/P001").cases
+    reader.result = IntakeResult(fractions=(fraction((3,)),))
+    found = service.register("/data/P001")
+    assert found.cases == (first,)
+    assert found.notes == ()

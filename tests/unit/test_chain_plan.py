@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from mqi_hpc.core.chain_plan import (
     plan_submissions,
 )
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
-from mqi_hpc.core.models import Beam
+from mqi_hpc.core.models import STAGES, Beam
 from mqi_hpc.core.observation import expand_array
 
 KEY = "abcdefghij12"
@@ -42,16 +43,19 @@ def beams(*indices: int) -> list[Beam]:
 
 def calls(
     *indices: int, folder: str = FOLDER, comment: str | None = "qa, room 5", gpu_count: int | None = None,
-    account: str | None = None, qos: str | None = None,
+    account: str | None = None, qos: str | None = None, stages: Sequence[str] = STAGES,
+    waits_for: Sequence[tuple[str, str]] = (),
 ) -> tuple[StageCall, ...]:  # fmt: skip
+    chosen = beams(*(indices or (0, 1, 2))) if "beams" in stages else ()
     return plan_calls(
-        plan_submissions("i1", KEY, 1, beams(*(indices or (0, 1, 2)))),
+        plan_submissions("i1", KEY, 1, chosen, stages),
         RESOURCES,
         folder=folder,
         comment=comment,
         account=account,
         qos=qos,
         gpu_count=gpu_count,
+        waits_for=waits_for,
     )
 
 
@@ -82,6 +86,32 @@ def test_the_three_submissions_of_a_job() -> None:
         ("beams", f"mqi-i1-{KEY}-j12-beams", (2, 5), None),
         ("convert", f"mqi-i1-{KEY}-j12-convert", (0,), None),
     ]
+
+
+def test_a_job_may_leave_out_what_it_takes_from_an_older_one() -> None:
+    found = plan_submissions("i1", KEY, 2, beams(1), STAGES[1:])
+    assert [(s.stage, s.name, s.indices) for s in found] == [
+        ("beams", f"mqi-i1-{KEY}-j02-beams", (1,)),
+        ("convert", f"mqi-i1-{KEY}-j02-convert", (0,)),
+    ]
+    (alone,) = plan_submissions("i1", KEY, 3, (), ["convert"])
+    assert (alone.stage, alone.name, alone.indices) == ("convert", f"mqi-i1-{KEY}-j03-convert", (0,))
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [(), STAGES[:1], STAGES[:2], STAGES[1:2], STAGES[::2], STAGES[::-1], ("convert", "convert"), ("upload",)],
+)
+def test_stages_that_are_no_chain_are_refused(stages: tuple[str, ...]) -> None:
+    with pytest.raises(ProcessingError, match=rf"job j02 of {KEY}: the stages .* are no chain.*the last two"):
+        plan_submissions("i1", KEY, 2, beams(0), stages)
+
+
+def test_convert_alone_computes_no_beams() -> None:
+    with pytest.raises(ProcessingError, match=r"indices \[4\] cannot be computed by convert alone"):
+        plan_submissions("i1", KEY, 2, beams(4), STAGES[2:])
+    with pytest.raises(ProcessingError, match="cannot be one Slurm array"):
+        plan_submissions("i1", KEY, 2, (), STAGES[1:])
 
 
 @pytest.mark.parametrize("indices", [(), (1, 1), (-1,), (0, MAX_BEAMS), range(MAX_BEAMS + 1)])
@@ -168,12 +198,40 @@ def test_the_whole_chain() -> None:
     assert [call.stage for call in (interpret, array, convert)] == ["interpret", "beams", "convert"]
 
 
-def test_only_the_head_is_held_only_beams_are_an_array_and_nothing_kills_by_itself() -> None:
-    for call in calls(4, 7):
-        assert ("--hold" in call.options) is (call.stage == "interpret")
+@pytest.mark.parametrize("stages", [STAGES, STAGES[1:], STAGES[2:]])
+def test_only_the_head_is_held_only_beams_are_an_array_and_nothing_kills_by_itself(
+    stages: tuple[str, ...],
+) -> None:
+    made = calls(4, 7, stages=stages)
+    assert tuple(call.stage for call in made) == stages
+    for call in made:
+        head = call.stage == stages[0]
+        assert ("--hold" in call.options, call.held, call.depends is None) == (head, head, head)
         assert any(o.startswith("--array=") for o in call.options) is (call.stage == "beams")
         assert any(o.startswith("--gres=") for o in call.options) is (call.stage == "beams")
         assert not any(o.startswith(("--kill-on-invalid-dep", "--dependency")) for o in call.options)
+
+
+OLDER = [("j01", f"mqi-i1-{KEY}-j01-beams"), ("j02", f"mqi-i1-{KEY}-j02-beams")]
+
+
+@pytest.mark.parametrize(
+    ("stages", "older", "said"),
+    [
+        (STAGES, 0, [None, "afterok:interpret", "afterany:beams"]),
+        (STAGES, 1, [None, "afterok:interpret", "afterany:beams:j01/beams"]),
+        (STAGES[1:], 0, [None, "afterany:beams"]),
+        (STAGES[1:], 2, [None, "afterany:beams:j01/beams:j02/beams"]),
+        (STAGES[2:], 1, ["afterany:j01/beams"]),
+        (STAGES[2:], 0, [None]),
+    ],
+)
+def test_convert_waits_for_older_arrays_too(
+    stages: tuple[str, ...], older: int, said: list[str | None]
+) -> None:
+    made = calls(stages=stages, waits_for=OLDER[:older])
+    assert [call.dependency for call in made] == said
+    assert [call.waits_for for call in made] == [*[()] * (len(stages) - 1), tuple(OLDER[:older])]
 
 
 @pytest.mark.parametrize(("gpus", "array"), [(None, "0-2"), (1, "0-2%1"), (3, "0-2%3"), (8, "0-2%3")])

@@ -117,7 +117,7 @@ def one(port: ThreadedEffects, effect: Effect) -> Completion:
         (ResourceError("x"), Failure.SPACE),
         (OSError(errno.ENOSPC, "x"), Failure.SPACE),
         (OSError(errno.EDQUOT, "x"), Failure.SPACE),
-        (OSError(errno.ESTALE, "x"), Failure.OUTAGE),
+        (OSError(errno.ESTALE, "x"), Failure.SOURCE),
         (OSError(errno.ENOENT, "x"), Failure.CASE),
         (ProcessingError("x"), Failure.CASE),
         (IntegrityError("x"), Failure.CASE),

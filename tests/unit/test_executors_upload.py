@@ -110,7 +110,8 @@ def test_logs_of_a_folder_that_is_gone_are_none(tmp_path: Path) -> None:
     download = Download(
         case_id=KEY, job_id="j", job_folder="/ws/k/j01", folder="f", results=(), logs=("logs/a",)
     )
-    assert transfer(FakeShell(["GONE"]), tmp_path).download(download).output == '{"files": [], "logs": {}}'
+    output = transfer(FakeShell(["GONE"]), tmp_path).download(download).output
+    assert output == '{"files": [], "logs": {}, "digests": {}}'
 
 
 def test_an_error_of_the_local_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

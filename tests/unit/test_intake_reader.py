@@ -147,9 +147,9 @@ def test_a_folder_of_too_many_files_is_none_of_a_case(
     case: CaseFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = len(list(case.folder.rglob("*")))
-    monkeypatch.setattr(folder_module, "_MOST_FILES", count)
+    monkeypatch.setattr(folder_module, "MOST_FILES", count)
     assert len(read(case.folder).fractions) == 1
-    monkeypatch.setattr(folder_module, "_MOST_FILES", count - 1)
+    monkeypatch.setattr(folder_module, "MOST_FILES", count - 1)
     with pytest.raises(RejectedCase, match=f"holds more than {count - 1} files"):
         read(case.folder)
 

@@ -123,6 +123,58 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_reload_is_no_end(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    lifecycle = LifecycleManager(tmp_path / "mqi.sqlite")
+    lifecycle.acquire_lock()
+    called: list[str] = []
+    lifecycle.register_shutdown_handler(lambda: called.append("end"))
+    lifecycle.register_reload_handler(lambda: called.append("reload"))
+    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    assert called == ["reload", "reload", "end", "reload"]
+    lifecycle.release_lock()
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_the_order_of_registering_does_not_matter(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    lifecycle = LifecycleManager(tmp_path / "mqi.sqlite")
+    lifecycle.acquire_lock()
+    called: list[str] = []
+    lifecycle.register_reload_handler(lambda: called.append("reload"))
+    lifecycle.register_shutdown_handler(lambda: called.append("end"))
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert called == ["reload", "end"]
+    lifecycle.release_lock()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_process_id_that_is_used_again_means_nothing(tmp_path: Path) -> None:
+    """The holder file of one that was killed names a process that lives, and is another program."""
+    state = tmp_path / "mqi.sqlite"
+    with holder(state) as process:
+        process.kill()
+        process.wait()
+    left = tmp_path / "mqi.sqlite.lock.holder"
+    left.write_text(json.dumps({"pid": os.getppid(), "command": "mqi-hpc"}))
+    ours = LifecycleManager(state)
+    assert ours.acquire_lock()
+    assert json.loads(left.read_text())["pid"] == os.getpid()
+    ours.release_lock()
+    assert not left.exists()
+
+
+def test_a_lock_that_is_given_back_meanwhile_is_taken(tmp_path: Path) -> None:
+    state = tmp_path / "mqi.sqlite"
+    with holder(state) as process:
+        process.send_signal(signal.SIGTERM)
+        ours = LifecycleManager(state)
+        assert ours.acquire_lock(patience=600)
+    ours.release_lock()
+
+
 # The instance
 
 

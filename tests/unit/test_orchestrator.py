@@ -388,7 +388,7 @@ def test_every_change_has_an_event(bench: Bench) -> None:
     finish(bench)
     bench.until("completed")
     assert [event["to"] for event in bench.events("submission")] == ["uploaded", "submitting", "standing"]
-    assert [event["to"] for event in bench.events("case")] == ["processing", "completed"]
+    assert [event["to"] for event in bench.events("case")] == ["queued", "processing", "completed"]
     assert {event["task"] for event in bench.events("task")} >= {f"{KEY}-j01/beam_calc-1"}
 
 

@@ -43,7 +43,7 @@ def test_words_people_hear() -> None:
 
 def test_a_job_without_beams_has_done_nothing() -> None:
     assert case_status(tasks()) is CaseStatus.FAILED
-    assert case_status([]) is CaseStatus.FAILED
+    assert case_status([]) is CaseStatus.QUEUED
 
 
 @pytest.mark.parametrize(

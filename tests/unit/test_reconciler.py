@@ -59,7 +59,7 @@ def test_a_record_of_another_life_is_not_valid(bench: Bench) -> None:
     bench.interpret_done()
     bench.beam_done(0)
     bench.world.sections[STATUS] = (line("exited", restart=1, code=0), 0)
-    bench.turn(40)
+    bench.turn(120)
     status, phase, detail = beam(bench)
     assert (status, phase) == (TaskStatus.FAILED, "failed (invalid output)")
     assert "restart" in detail
@@ -70,7 +70,7 @@ def test_a_record_that_does_not_parse_is_not_valid(bench: Bench, text: str) -> N
     bench.beam_done(0)
     bench.world.sections[f"record:{KEY}-j01/beam_calc-0"] = (text, 0)
     bench.world.sections[STATUS] = (line("exited", code=0), 0)
-    bench.turn(40)
+    bench.turn(120)
     assert beam(bench)[:2] == (TaskStatus.FAILED, "failed (invalid output)")
 
 
@@ -78,7 +78,7 @@ def test_a_file_of_another_size_is_not_valid(bench: Bench) -> None:
     bench.beam_done(0)
     bench.world.sections[f"listing:{KEY}-j01/beam_calc-0"] = ("7 1-0/G0_0_Dose.raw", 0)
     bench.world.sections[STATUS] = (line("exited", code=0), 0)
-    bench.turn(40)
+    bench.turn(120)
     assert "the record says 192 bytes" in beam(bench)[2]
 
 
@@ -96,7 +96,7 @@ def test_completed_without_a_record_is_a_failure_after_a_while(bench: Bench) -> 
     bench.world.sections[STATUS] = (line("exited", code=0), 0)
     bench.turn(4)
     assert beam(bench)[:2] == (TaskStatus.RUNNING, "settling")
-    bench.turn(40)
+    bench.turn(120)
     assert beam(bench)[:2] == (TaskStatus.FAILED, "failed (no output)")
 
 

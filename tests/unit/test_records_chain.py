@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -42,7 +43,9 @@ def beam(index: int, **changes: Any) -> ChainBeam:
     return replace(made, **changes)
 
 
-def submissions(*array: int, job: str = "j01") -> tuple[ChainSubmission, ...]:
+def submissions(
+    *array: int, job: str = "j01", stages: tuple[str, ...] = STAGES
+) -> tuple[ChainSubmission, ...]:
     return tuple(
         ChainSubmission(
             stage=stage,
@@ -51,7 +54,7 @@ def submissions(*array: int, job: str = "j01") -> tuple[ChainSubmission, ...]:
             indices=array if stage == "beams" else (0,),
             dependency={"beams": "afterok:interpret", "convert": "afterany:beams"}.get(stage),
         )
-        for stage in STAGES
+        for stage in stages
     )
 
 
@@ -80,12 +83,19 @@ RESUBMITTED = replace(
     CHAIN,
     job="j02",
     beams=(beam(0, source_job="j01"), beam(1), beam(2, source_job="j02")),
-    submissions=submissions(1, 2, job="j02"),
+    submissions=submissions(1, 2, job="j02", stages=STAGES[1:]),
+    interpreted=Interpreted("j01", A),
+)
+CONVERTED = replace(
+    CHAIN,
+    job="j03",
+    beams=(beam(0, source_job="j01"), beam(1, source_job="j02"), beam(2)),
+    submissions=submissions(job="j03", stages=STAGES[2:]),
     interpreted=Interpreted("j01", A),
 )
 
 
-@pytest.mark.parametrize("chain", [CHAIN, RESUBMITTED])
+@pytest.mark.parametrize("chain", [CHAIN, RESUBMITTED, CONVERTED])
 def test_a_chain_comes_back_as_it_was_written(chain: Chain) -> None:
     text = encode_chain(chain)
     assert decode_chain(text) == chain
@@ -126,6 +136,27 @@ def test_beams_and_submissions_are_found_or_refused() -> None:
         CHAIN.submission("upload")
 
 
+@pytest.mark.parametrize(
+    ("chain", "stages", "computed", "jobs"),
+    [
+        (CHAIN, STAGES, (0, 1, 2), ("j01", "j01", "j01")),
+        (RESUBMITTED, STAGES[1:], (1, 2), ("j01", "j02", "j02")),
+        (CONVERTED, STAGES[2:], (), ("j01", "j02", None)),
+    ],
+)
+def test_a_chain_knows_what_it_does_itself_and_where_each_dose_is(
+    chain: Chain, stages: tuple[str, ...], computed: tuple[int, ...], jobs: tuple[str | None, ...]
+) -> None:
+    assert (chain.stages, chain.computed) == (stages, computed)
+    assert tuple(chain.dose_job(beam) for beam in chain.beams) == jobs
+
+
+def test_a_whole_job_may_compute_some_beams_and_leave_the_others() -> None:
+    chain = replace(CHAIN, job="j02", interpreted=Interpreted("j02"), submissions=submissions(1, job="j02"))
+    assert decode_chain(encode_chain(chain)) == chain
+    assert [chain.dose_job(beam) for beam in chain.beams] == [None, "j02", None]
+
+
 TWO: Any = (2, 3)
 FLAT = Grid(TWO, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 CONTRADICTIONS: list[tuple[Chain, str]] = [
@@ -140,8 +171,19 @@ CONTRADICTIONS: list[tuple[Chain, str]] = [
     (replace(CHAIN, beams=(beam(0), beam(1, number=2), beam(2))), "two beams have one number"),
     (replace(CHAIN, beams=(beam(0, source_job="x"), beam(1), beam(2))), "source_job 'x' is no job"),
     (replace(CHAIN, beams=(beam(0, source_job="j09"), beam(1), beam(2))), "computed here and taken from j09"),
-    (replace(CHAIN, submissions=submissions(0, 1, 2)[:2]), "not interpret, beams, convert"),
-    (replace(CHAIN, submissions=submissions(0, 1, 2)[::-1]), "not interpret, beams, convert"),
+    *(
+        (replace(RESUBMITTED, submissions=submissions(0, 1, job="j02", stages=stages)), "are no chain: int")
+        for stages in itertools.chain(
+            *(itertools.permutations(STAGES, count) for count in range(4)), [("convert", "convert")]
+        )
+        if stages not in (STAGES, STAGES[1:], STAGES[2:])
+    ),
+    (replace(RESUBMITTED, beams=(beam(0, source_job="j02"), beam(1), beam(2))), "taken from here and not"),
+    (replace(CONVERTED, beams=(beam(0, source_job="j03"), beam(1), beam(2))), "taken from here and not"),
+    (replace(RESUBMITTED, interpreted=Interpreted("j02")), "interpret is not among the submissions of j02"),
+    (replace(CONVERTED, interpreted=Interpreted("j03")), "interpret is not among the submissions of j03"),
+    (replace(CHAIN, interpreted=Interpreted("j03", A)), "interpret is among the submissions of j01"),
+    (replace(CONVERTED, submissions=(replace(CONVERTED.submissions[0], indices=(1,)),)), "array indices"),
     (replace(CHAIN, submissions=submissions(0, 1, 2, job="j02")), "is named 'mqi-i1-abcdefghij12-j02"),
     (replace(CHAIN, instance="i2"), "is named"),
     (replace(CHAIN, submissions=submissions()), r"beams has the array indices \[\]"),

@@ -25,7 +25,7 @@ from mqi_hpc.records.result import (
     faults,
     stage_of,
 )
-from tests.unit.test_records_chain import CHAIN, KEY, RESUBMITTED, A, B, holder, places
+from tests.unit.test_records_chain import CHAIN, CONVERTED, KEY, RESUBMITTED, A, B, holder, places
 
 RUN = Run(
     key=KEY,
@@ -177,6 +177,19 @@ def test_a_dose_of_an_older_job_is_taken_from_the_job_that_the_chain_names() -> 
     assert faults(record, expected, SIZES) == []
     newer = (replace(doses[0], source_job="j02"), *doses[1:])
     assert faults(replace(record, doses=newer), expected, SIZES) != []
+
+
+def test_convert_has_no_dose_of_a_beam_that_none_is_to_be_expected_of() -> None:
+    run = replace(RUN, job="j03")
+    doses = tuple(
+        replace(DOSES[0], index=n, number=n + 2, source_job=job)
+        for n, job in enumerate(("j01", "j02", "j03"))
+    )
+    expected = replace(EXPECTED["convert"], chain=CONVERTED)
+    record = replace(CONVERT, run=run, doses=doses[:2], missing={"2": "nobody has it"})
+    assert faults(record, expected, SIZES) == []
+    (fault,) = faults(replace(record, doses=doses, missing={}), expected, SIZES)
+    assert fault == "RT Dose is (2, 4, 'j03'), not (2, 4, None)"
 
 
 def test_convert_may_list_its_doses_and_no_other_file() -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mqi_hpc.core.chain_plan import plan_submissions
-from mqi_hpc.core.errors import ConfigurationError
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import RenderRequest
+from mqi_hpc.core.models import STAGES
 from mqi_hpc.infrastructure.config import ConfigLoader
 from mqi_hpc.infrastructure.slurm.archive import build_stages
 from mqi_hpc.infrastructure.slurm.engine_input import check_engine_input
 from mqi_hpc.infrastructure.slurm.renderer import Renderer
-from mqi_hpc.records.chain import decode_chain
+from mqi_hpc.records.chain import Interpreted, decode_chain
 from tests.support.bench import make_case
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,10 +53,36 @@ def files(made: Renderer, folder: str = "/scratch/me/mqi/abcdefghijkl/j01") -> d
     return made.job_files(request)
 
 
-@pytest.mark.parametrize("name", ["interpret.sbatch", "beams.sbatch", "beam_3.in", "submit.sh"])
-def test_texts_are_as_they_were(name: str) -> None:
-    text = files(renderer())[name].decode()
-    golden = GOLDEN / name
+def again(*computed: int, **changes: Any) -> RenderRequest:
+    """A request for j03, which computes some of three beams; j01 and j02 may still compute the others."""
+    case = make_case(3)
+    beams = tuple(case.beams[index] for index in computed)
+    stages = STAGES[1:] if computed else STAGES[2:]
+    request = RenderRequest(
+        case=case,
+        job="j03",
+        job_folder="/scratch/me/mqi/abcdefghijkl/j03",
+        submissions=plan_submissions(case.instance, case.case_id, 3, beams, stages),
+        beams=beams,
+        audit_head="",
+        sources={index: job for index, job in ((0, "j01"), (2, "j02")) if index not in computed},
+        interpreted=("j01", "a" * 64),
+        waits_for=("j01", "j02"),
+    )
+    return replace(request, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "golden_name", "computed"),
+    [
+        *((name, name, None) for name in ("interpret.sbatch", "beams.sbatch", "beam_3.in", "submit.sh")),
+        ("submit.sh", "submit-beams.sh", (1,)),
+        ("submit.sh", "submit-convert.sh", ()),
+    ],
+)
+def test_texts_are_as_they_were(name: str, golden_name: str, computed: tuple[int, ...] | None) -> None:
+    made = files(renderer()) if computed is None else renderer().job_files(again(*computed))
+    text, golden = made[name].decode(), GOLDEN / golden_name
     if os.environ.get("MQI_WRITE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
@@ -80,6 +109,62 @@ def test_chain_json_says_what_was_rendered() -> None:
     assert [beam.log_folder for beam in chain.beams] == ["G0", "G1", "G2"]
     assert chain.settings.grid.size == (50, 60, 70)
     assert chain.settings.calibration.machine == "G2"
+
+
+def test_a_job_has_the_files_of_its_own_stages_and_beams() -> None:
+    assert sorted(renderer().job_files(again(1))) == [
+        "beam_3.in", "beams.sbatch", "chain.json", "convert.sbatch", "stages.pyz", "submit.sh",
+    ]  # fmt: skip
+    assert sorted(renderer().job_files(again())) == [
+        "chain.json", "convert.sbatch", "stages.pyz", "submit.sh",
+    ]  # fmt: skip
+
+
+def test_chain_json_says_what_is_taken_from_where() -> None:
+    chain = decode_chain(renderer().job_files(again(1))["chain.json"].decode())
+    assert (chain.job, chain.stages, chain.computed) == ("j03", STAGES[1:], (1,))
+    assert [beam.source_job for beam in chain.beams] == ["j01", None, "j02"]
+    assert chain.interpreted == Interpreted("j01", "a" * 64)
+    assert [s.dependency for s in chain.submissions] == [None, "afterany:beams:j01/beams:j02/beams"]
+    chain = decode_chain(renderer().job_files(again(waits_for=()))["chain.json"].decode())
+    assert (chain.stages, chain.computed) == (STAGES[2:], ())
+    # Of beam 1 no dose is to be expected.
+    assert [chain.dose_job(beam) for beam in chain.beams] == ["j01", None, "j02"]
+    assert [s.dependency for s in chain.submissions] == [None]
+    whole = decode_chain(files(renderer())["chain.json"].decode())
+    assert [s.dependency for s in whole.submissions] == [None, "afterok:interpret", "afterany:beams"]
+
+
+@pytest.mark.parametrize(
+    ("computed", "changes", "said"),
+    [
+        ((1,), {"beams": make_case(3).beams}, r"its array has the indices \[1\], its beams are others"),
+        ((), {"beams": make_case(3).beams[:1]}, r"its array has the indices \[\], its beams are others"),
+        ((1,), {"sources": {1: "j01"}}, "computed here and taken from j01 too"),
+        ((1,), {"sources": {0: "j03"}}, "taken from here and not computed here"),
+        ((1,), {"sources": {0: "j3"}}, "'j3' is no job"),
+        ((1,), {"sources": {3: "j01"}}, r"the case has no beams of the indices \[3\]"),
+        ((1,), {"interpreted": None}, "interpret is not among the submissions of j03"),
+        ((), {"interpreted": ("j01", "xyz")}, "record_digest"),
+        ((), {"interpreted": ("j03", "a" * 64)}, "this job's own has none yet"),
+        ((1,), {"waits_for": ("j03",)}, "it would wait for j03"),
+        ((1,), {"waits_for": ("j01", "../x")}, r"it would wait for j01, \.\./x"),
+        ((), {"job": "j04"}, "is named"),
+    ],
+)
+def test_a_request_that_contradicts_itself_is_not_rendered(
+    computed: tuple[int, ...], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ProcessingError, match=rf"(?s)contradicts itself: .*{said}.*bug of this program"):
+        renderer().job_files(again(*computed, **changes))
+
+
+@pytest.mark.parametrize("name", ["beams.sbatch", "convert.sbatch", "submit.sh"])
+def test_scripts_of_a_later_job_are_bash(tmp_path: Path, name: str) -> None:
+    script = tmp_path / name
+    script.write_bytes(renderer().job_files(again(1, job_folder='/w/it\'s "odd" $(x) `y`/j03'))[name])
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["interpret.sbatch", "beams.sbatch", "convert.sbatch", "submit.sh"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import struct
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.infrastructure.config import default_machines
-from mqi_hpc.infrastructure.intake import write_sample_case
+from mqi_hpc.infrastructure.intake import add_fraction, write_sample_case
 from mqi_hpc.infrastructure.intake.sample import planned_layers
 from mqi_hpc.records.delivery import BEAM_ON, ROW_BYTES
 from tests.support.cases import START, deliver, logs, make_case, read
@@ -137,3 +140,99 @@ def test_for_the_other_gantry_and_without_marker(tmp_path: Path) -> None:
     (fraction,) = read(folder).fractions
     assert fraction.plan.beams[0].machine == "G1"
     assert not (folder / "_CASE_READY").exists()
+
+
+def test_fractions_on_successive_days_for_a_room(tmp_path: Path) -> None:
+    folder = write_sample_case(tmp_path / "x", beams=2, layers=1, fractions=3, machine="G1", start=START)
+    found = read(folder, now=START + timedelta(days=2, minutes=5))
+    assert not found.rejected
+    assert not found.waiting
+    days = [
+        {d.started.date() for _, pieces in one.deliveries_by_beam for d in pieces if d.started}
+        for one in found.fractions
+    ]
+    assert days == [{(START + timedelta(days=n)).date()} for n in range(3)]
+    assert {beam.machine for one in found.fractions for beam in one.plan.beams} == {"G1"}
+    marker = (folder / "_CASE_READY").stat().st_mtime_ns
+    assert all(path.stat().st_mtime_ns <= marker for path in folder.rglob("*"))
+    with pytest.raises(ProcessingError, match="1 to 999 fractions"):
+        write_sample_case(tmp_path / "y", fractions=0)
+
+
+def test_logs_of_a_room_hold_its_own_counts(tmp_path: Path) -> None:
+    g1 = default_machines()["G1"]
+    folder = write_sample_case(tmp_path / "x", beams=1, layers=1, machine="G1", start=START)
+    (plan,) = folder.rglob("*.dcm")
+    (layer,) = planned_layers(pydicom.dcmread(plan), 2)
+    (log,) = folder.rglob("*.ptn")
+    places = {(x, y) for x, y, *_, flags in rows(log) if flags & BEAM_ON}
+    delivered = {
+        (round((x - g1.x_offset) * g1.x_gain, 1), round((y - g1.y_offset) * g1.y_gain, 1)) for x, y in places
+    }
+    assert delivered == {(x, y) for x, y, _ in layer.spots}
+
+
+def test_without_a_time_the_last_delivery_has_just_been(tmp_path: Path) -> None:
+    folder = write_sample_case(tmp_path / "x", beams=2, layers=1, fractions=2)
+    now = datetime.now()  # noqa: DTZ005 - the machine's local time
+    found = read(folder, now=now)
+    assert len(found.fractions) == 2
+    times = sorted(
+        d.started
+        for one in found.fractions
+        for _, pieces in one.deliveries_by_beam
+        for d in pieces
+        if d.started
+    )
+    assert now - timedelta(minutes=10) < times[-1] <= now
+    assert times[-1] - times[1] == timedelta(days=1)
+
+
+def test_one_more_fraction_a_day_later(tmp_path: Path) -> None:
+    folder = write_sample_case(tmp_path / "x", beams=2, layers=1, fractions=2, start=START)
+    marker = folder / "_CASE_READY"
+    os.utime(marker, (0, 0))
+    for number in (3, 4):
+        assert add_fraction(folder) == folder
+        found = read(folder, now=START + timedelta(days=number))
+        assert len(found.fractions) == number
+        assert not found.rejected
+    assert marker.stat().st_mtime > 0
+    last = sorted(d.parent.name for d in folder.rglob("PlanInfo.txt"))[-2:]
+    assert last == ["2026030509010000", "2026030509020000"]
+    os.utime(marker, (0, 0))
+    add_fraction(folder, when=START - timedelta(days=7), mark=False)
+    assert marker.stat().st_mtime == 0
+    assert len(read(folder, now=START + timedelta(days=4)).fractions) == 5
+
+
+def test_what_no_fraction_can_be_added_to(tmp_path: Path) -> None:
+    folder = write_sample_case(tmp_path / "x", beams=1, layers=1, start=START)
+    with pytest.raises(ProcessingError, match="is there already"):
+        add_fraction(folder, when=START)
+    for delivery in {path.parent for path in folder.rglob("PlanInfo.txt")}:
+        shutil.rmtree(delivery)
+    with pytest.raises(ProcessingError, match="has no delivery yet"):
+        add_fraction(folder)
+    with pytest.raises(ProcessingError, match="is no sample case: it has 0 plans"):
+        add_fraction(tmp_path / "none")
+    (folder / "_CASE_READY").unlink()
+    (folder / "_CASE_READY").symlink_to(tmp_path / "none" / "deep")
+    with pytest.raises(ProcessingError, match="cannot be written"):
+        add_fraction(folder, when=START + timedelta(days=1))
+
+
+def test_a_seed_makes_the_same_case_again(tmp_path: Path) -> None:
+    one, two, other = (
+        {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        for folder in (
+            write_sample_case(tmp_path / name, beams=2, layers=2, fractions=2, start=START, seed=seed)
+            for name, seed in (("a", 7), ("b", 7), ("c", 8))
+        )
+    )
+    assert one == two
+    assert not one.keys() & other.keys() - {"_CASE_READY"}

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from mqi_hpc.records import layout
 from mqi_hpc.records.chain import Grid
 from mqi_hpc.records.result import BeamRecord, Gpu
-from mqi_hpc.stages import engine, gpu
+from mqi_hpc.stages import engine
 from mqi_hpc.stages.beam import _batches, _Progress
 from mqi_hpc.stages.dose import find_dose, read_dose
 from mqi_hpc.stages.engine_input import check, parse, render
 from mqi_hpc.stages.errors import Interrupted, StageError
-from mqi_hpc.stages.gpu import Telemetry, find_gpu
+from mqi_hpc.stages.gpu import Telemetry
 from mqi_hpc.stages.signals import Signals
 from tests.support.stage_job import GRID, BeamSpec, Here, StageJob, await_gone, process_kept
 
@@ -417,87 +417,6 @@ def test_a_site_may_do_without(job: StageJob, here: Here) -> None:
     record = job.record("beams", 2)
     assert isinstance(record, BeamRecord)
     assert (record.gpu, record.telemetry) == (Gpu(visible=""), "none: no GPU")
-
-
-@pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put an nvidia-smi of the given shell body on PATH, and nothing else beside the system's programs."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-
-    def put(body: str) -> None:
-        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
-        (folder / "nvidia-smi").chmod(0o755)
-
-    return put
-
-
-def test_the_driver_names_the_gpu_that_slurm_gave(smi: Callable[[str], None]) -> None:
-    smi('[ "$3" = --id=GPU-7 ] && echo "GPU-7, NVIDIA RTX A5000"')
-    found = find_gpu({"CUDA_VISIBLE_DEVICES": "GPU-7,GPU-8"}, required=True)
-    assert found == Gpu(visible="GPU-7,GPU-8", uuid="GPU-7", name="NVIDIA RTX A5000")
-
-
-@pytest.mark.parametrize("body", ["exit 9", "echo a; echo b", "echo alone", "echo 'No devices were found'"])
-def test_a_driver_that_says_nothing_useful_leaves_the_gpu_unnamed(
-    smi: Callable[[str], None], body: str
-) -> None:
-    smi(body)
-    assert find_gpu({"CUDA_VISIBLE_DEVICES": "0"}, required=True) == Gpu(visible="0")
-
-
-def test_telemetry_tells_what_was_seen(smi: Callable[[str], None]) -> None:
-    smi("echo '50, 1000, 60, 200.5'")
-    telemetry = Telemetry(Gpu(visible="0"))
-    assert telemetry.summary() == "none: the engine ended before the first look"
-    telemetry.look()
-    smi("echo '100, 900, 70, 100'")
-    telemetry.look()
-    assert telemetry.summary() == "2 looks: utilization 75 % in the mean, at most 1000 MiB, 70 C, 200 W"
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        ("exit 9", "none: nvidia-smi exited with 9 and 0 lines"),
-        ("echo '50, [N/A], 60, 1'", "none: could not convert"),
-        ("echo '50, 60, 1'", "none: not enough values"),
-    ],
-)
-def test_telemetry_tells_why_there_is_none(smi: Callable[[str], None], body: str, why: str) -> None:
-    smi(body)
-    telemetry = Telemetry(Gpu(visible="0"))
-    telemetry.look()
-    smi("echo '50, 1000, 60, 200.5'")
-    telemetry.look()
-    assert telemetry.summary().startswith(why)
-
-
-def test_a_driver_that_hangs_is_not_waited_for(
-    smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu, "BOUND", 0.2)
-    smi("exec sleep 600")
-    telemetry = Telemetry(Gpu(visible="0"))
-    telemetry.look()
-    assert telemetry.summary() == "none: nvidia-smi gave no answer within 0 s"
-
-
-def test_no_driver_program_and_one_that_is_none_are_told_apart(
-    smi: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    smi("")
-    (tmp_path / "bin/nvidia-smi").write_text("not a program")
-    telemetry = Telemetry(Gpu(visible="0"))
-    telemetry.look()
-    assert telemetry.summary() == "none: nvidia-smi cannot be run: Exec format error"
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert Telemetry(Gpu(visible="0")).summary() == "none: no nvidia-smi"
-    telemetry = Telemetry(Gpu(visible="0"))
-    telemetry.look()
-    assert telemetry.summary() == "none: no nvidia-smi"
-    Telemetry(Gpu(visible="")).look()
 
 
 # --- how far it is

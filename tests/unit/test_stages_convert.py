@@ -15,10 +15,9 @@ import pytest
 from pydicom import dcmread
 
 from mqi_hpc import stages
-from mqi_hpc.records.chain import Interpreted
-from mqi_hpc.records.result import BeamRecord, ConvertRecord, encode_record
+from mqi_hpc.records.result import BeamRecord, ConvertRecord, Expected, encode_record, faults
 from mqi_hpc.stages.jobs import JobFolder
-from tests.support.stage_job import GRID, BeamSpec, Here, StageJob, process_kept
+from tests.support.stage_job import ARRAY_ID, GRID, BeamSpec, Here, StageJob, process_kept
 
 
 @pytest.fixture
@@ -230,31 +229,12 @@ def test_a_plan_that_changed_is_not_used(job: StageJob, here: Here, writer: list
 # --- a later job
 
 
-def second_job(job: StageJob, *, source: str = "j01", **changes: Any) -> None:
-    """Go on as j02: beam 2 is taken from j01, beam 3 computed again from j01's interpret."""
-    digest = JobFolder(job.folder).standing(job.chain, "interpret", 0).digest
-    old = job.chain
-    first = dataclasses.replace(old.beams[0], source_job=source, **changes)
-    chain = job.make_chain("j02")
-    submissions = tuple(
-        dataclasses.replace(s, indices=(1,)) if s.stage == "beams" else s for s in chain.submissions
-    )
-    job.next_job(
-        dataclasses.replace(
-            chain,
-            beams=(first, old.beams[1]),
-            submissions=submissions,
-            interpreted=Interpreted("j01", digest),
-        )
-    )
-
-
 def test_a_later_job_converts_its_own_doses_and_those_of_the_job_chain_json_names(
     job: StageJob, here: Here, writer: list[dict[str, Any]]
 ) -> None:
     assert here(job, "convert") == (0, "")
     first = converted(job)
-    second_job(job)
+    job.resubmit("j02", 1)
     assert here(job, "beams", 1) == (0, "")
     assert here(job, "convert") == (0, "")
     again = converted(job)
@@ -274,7 +254,7 @@ def test_a_later_job_converts_its_own_doses_and_those_of_the_job_chain_json_name
 def test_a_source_that_is_not_there_is_listed(
     job: StageJob, here: Here, writer: list[dict[str, Any]], source: str, changes: dict[str, Any], said: str
 ) -> None:
-    second_job(job, source=source)
+    job.resubmit("j02", 1, b0=source)
     assert here(job, "beams", 1) == (0, "")
     beams = (dataclasses.replace(job.chain.beams[0], **changes), job.chain.beams[1])
     chain = dataclasses.replace(job.chain, beams=beams)
@@ -299,6 +279,93 @@ def test_a_source_dose_of_another_input_is_not_taken(job: StageJob) -> None:
     standing = JobFolder(job.folder).standing(job.chain, "beams", 0)
     with pytest.raises(NotStanding, match="of another input"):
         _load(standing, dataclasses.replace(job.chain.beams[0], input_digest="1" * 64))
+
+
+def test_convert_alone_takes_every_dose_from_where_it_is(
+    tmp_path: Path, here: Here, writer: list[dict[str, Any]]
+) -> None:
+    job = StageJob(tmp_path, [BeamSpec(n, f"B{n}") for n in (2, 3, 4, 5)])
+    assert here(job, "interpret") == (0, "")
+    assert here(job, "beams", 0) == (0, "")
+    job.behave("sys.exit(3)")
+    assert here(job, "beams", 1)[0] == 3
+    # j02 computes beam 3 again; beam 4 goes on in j01: its claim is taken, and there is no record yet.
+    (job.folder / "claim.beams-2").write_text("202 212 0 g1 1 5.000000\n")
+    job.behave("")
+    job.resubmit("j02", 1, b3=None)
+    assert here(job, "beams", 1) == (0, "")
+    assert here(job, "convert") == (0, "")
+    record = converted(job)
+    assert [(dose.number, dose.source_job) for dose in record.doses] == [(2, "j01"), (3, "j02")]
+    never = "beam 5 is not computed in this job, and no older one has its dose"
+    assert record.missing == {"2": "j01: beam 4 has left no record", "3": f"j02: {never}"}
+    assert faults(record, expected(job), sizes(job)) == []
+    first = dict(enumerate(record.doses))
+    # j03 converts what there is now.
+    job.folder, now = job.case / "j01", job.folder
+    job.chain = JobFolder(job.folder).chain() or job.chain
+    (job.folder / "claim.beams-2").unlink()
+    assert here(job, "beams", 2) == (0, "")
+    job.folder = now
+    job.resubmit("j03", b1="j02", b3=None)
+    before = job.snapshot()
+    assert here(job, "convert") == (0, "")
+    record = converted(job)
+    assert [(dose.number, dose.source_job) for dose in record.doses] == [(2, "j01"), (3, "j02"), (4, "j01")]
+    assert list(record.missing) == ["3"]
+    assert faults(record, expected(job), sizes(job)) == []
+    for n, dose in first.items():
+        assert record.doses[n].sop_instance_uid == dose.sop_instance_uid
+    # What other jobs have made is read and left as it is.
+    after = job.snapshot()
+    assert {path: after[path] for path in before} == before
+    assert {path.split("/")[0] for path in set(after) - set(before)} == {"j03"}
+
+
+def expected(job: StageJob) -> Expected:
+    return Expected(chain=job.chain, stage="convert", index=0, array_id=ARRAY_ID["convert"], restart=0)
+
+
+def sizes(job: StageJob) -> dict[str, int]:
+    folder = job.folder / "results"
+    return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (flip, "j01: the dose of beam 2 was changed after it was computed"),
+        (cut, "472 bytes"),
+        (other_array, "j01: the record of beam 2 is not valid: Slurm id is 202, not 999"),
+        (lambda job: rewrite(job, seed=7), "seed is 7"),
+        (lambda job: (job.folder / "chain.json").write_text("{}"), "interpret did not finish"),
+        (lambda job: (job.folder / "receipt.beams").unlink(), "j01: no receipt of beams"),
+    ],
+)
+def test_a_dose_of_an_older_job_is_judged_by_that_jobs_own_chain_receipt_and_hash(
+    job: StageJob, here: Here, writer: list[dict[str, Any]], spoil: Callable[[StageJob], object], said: str
+) -> None:
+    spoil(job)
+    job.resubmit("j02")
+    code, text = here(job, "convert")
+    if code == 0:
+        record = converted(job)
+        assert ([dose.number for dose in record.doses], said in record.missing["0"]) == ([3], True)
+    else:
+        assert said in text
+
+
+def test_a_job_that_did_not_compute_a_beam_does_not_have_its_dose(
+    job: StageJob, here: Here, writer: list[dict[str, Any]]
+) -> None:
+    job.resubmit("j02", 1)
+    assert here(job, "beams", 1) == (0, "")
+    job.resubmit("j03", b0="j02", b1="j02")
+    assert here(job, "convert") == (0, "")
+    assert converted(job).missing == {"0": "j02: beam 2 is not computed in this job"}
+    job.resubmit("j04", b0="j03", b1="j02")
+    assert here(job, "convert") == (0, "")
+    assert converted(job).missing == {"0": "j03: it has no stage beams, only convert"}
 
 
 # --- with the real writer

@@ -11,11 +11,21 @@ import pytest
 
 from mqi_hpc.records import layout
 from mqi_hpc.records.chain import Interpreted
+from mqi_hpc.records.layout import submission_name
 from mqi_hpc.stages.errors import AlreadyDone, Refused
 from mqi_hpc.stages.fence import PATIENCE, Admission, admit, standing_of, take_claim
 from mqi_hpc.stages.identity import Identity, read_identity
 from mqi_hpc.stages.jobs import Claim, JobFolder, NotStanding
-from tests.support.stage_job import ARRAY_ID, RAW_ID, BeamSpec, Here, StageJob, process_kept
+from tests.support.stage_job import (
+    ARRAY_ID,
+    INSTANCE,
+    KEY,
+    RAW_ID,
+    BeamSpec,
+    Here,
+    StageJob,
+    process_kept,
+)
 
 
 @pytest.fixture
@@ -335,9 +345,9 @@ def test_interprets_record_must_be_valid(interpreted: StageJob, spoil: Callable[
 # --- another job's interpret
 
 
-def second_job(job: StageJob, digest: str | None, named: str = "j01") -> None:
-    chain = dataclasses.replace(job.make_chain("j02"), beams=job.chain.beams)
-    job.next_job(dataclasses.replace(chain, interpreted=Interpreted(named, digest)))
+def second_job(job: StageJob, digest: str, named: str = "j01") -> None:
+    chain = job.make_chain("j02", Interpreted(named, digest), 0)
+    job.next_job(dataclasses.replace(chain, beams=job.chain.beams))
 
 
 def record_digest(job: StageJob) -> str:
@@ -351,6 +361,28 @@ def test_a_later_job_takes_the_interpret_that_chain_json_names(interpreted: Stag
     assert admission.interpreted is not None
     assert admission.interpreted.folder == interpreted.case / "j01" / "interpreted"
     assert admission.interpreted.digest == digest
+    assert knock(interpreted, "convert").interpreted == admission.interpreted
+    assert "array index 1 is none of this job's beams" in str(refused(interpreted, "beams", 1))
+
+
+def test_a_third_job_names_the_one_that_interpreted(interpreted: StageJob) -> None:
+    interpreted.resubmit("j02", 0)
+    interpreted.resubmit("j03", 1)
+    assert knock(interpreted, "beams", 1).interpreted == knock(interpreted, "convert").interpreted
+    # The one between has no interpret of its own.
+    named = dataclasses.replace(interpreted.chain.interpreted, job="j02")
+    interpreted.write_chain(dataclasses.replace(interpreted.chain, interpreted=named))
+    assert "j02: it has no stage interpret, only beams, convert" in str(refused(interpreted, "convert"))
+
+
+@pytest.mark.parametrize(("computed", "stage"), [((0,), "interpret"), ((), "interpret"), ((), "beams")])
+def test_a_stage_that_the_job_does_not_have_is_refused(
+    interpreted: StageJob, computed: tuple[int, ...], stage: str
+) -> None:
+    interpreted.resubmit("j02", *computed)
+    interpreted.put_receipt(stage, submission_name(INSTANCE, KEY, "j02", stage))
+    error = refused(interpreted, stage)
+    assert (error.exit_code, f"j02 has no stage {stage}" in str(error)) == (78, True)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +390,7 @@ def test_a_later_job_takes_the_interpret_that_chain_json_names(interpreted: Stag
     [("0" * 64, "j01", "not the one"), ("0" * 64, "j09", "no chain.json")],
 )
 def test_a_later_job_without_the_named_record_is_refused(
-    interpreted: StageJob, digest: str | None, named: str, said: str
+    interpreted: StageJob, digest: str, named: str, said: str
 ) -> None:
     second_job(interpreted, digest, named)
     error = refused(interpreted, "beams")

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqi_hpc.core.effects import Completion, Submit
 from mqi_hpc.core.models import STAGES
 from mqi_hpc.core.observation import MARK, NotParsed
 from mqi_hpc.core.submission import Failed, Receipt, parse_receipt, parse_submit
+from mqi_hpc.core.submit_fate import Fate, Meaning, meaning
 
 
 def said(*lines: str, nonce: str = "n1") -> str:
@@ -89,6 +94,50 @@ def test_a_receipt_of_another_form_is_none(line: str) -> None:
 def test_lines_of_another_form_say_nothing(line: str) -> None:
     report = parse_submit(said(line), "n1")
     assert (report.failed, report.code, report.receipts) == (None, None, {})
+
+
+DONE = Completion(effect=Submit(case_id="k", job_id="k-j01", job_folder="/w/k/j01", nonce="n1"))
+
+
+@pytest.mark.parametrize("stages", [STAGES, STAGES[1:], STAGES[2:]])
+def test_a_chain_stands_when_each_stage_of_its_job_has_a_receipt(stages: tuple[str, ...]) -> None:
+    for count in range(len(STAGES) + 1):
+        for receipts in itertools.combinations(STAGES, count):
+            lines = [line for line in WHOLE[1:4] if line.split()[1] in receipts]
+            found = meaning(parse_submit(said(*lines, "DONE 0"), "n1"), DONE, stages)
+            assert (found.fate is Fate.STANDS) is (receipts == stages)
+            assert found.fate in (Fate.STANDS, Fate.DOUBT)
+    assert meaning(parse_submit(said(*WHOLE), "n1"), DONE) == Meaning(Fate.STANDS)
+
+
+LOST = replace(DONE, error="the connection broke", uncertain=True)
+NEVER = replace(DONE, error="no route to host")
+REFUSED = ("SBATCH beams sbatch: error: Invalid qos specification", "FAILED beams 1", "DONE 75")
+BUSY = ("SBATCH beams sbatch: error: Unable to contact slurm controller (connect failure)", "FAILED beams 1")
+SILENT = ("SBATCH beams sbatch: error: Socket timed out on send/recv operation", "FAILED beams 1", "DONE 75")
+
+
+@pytest.mark.parametrize(
+    ("lines", "completion", "fate", "why"),
+    [
+        ((), NEVER, Fate.AGAIN, "no route to host"),
+        (("NOTE squeue: no answer", "DONE 76"), DONE, Fate.AGAIN, "Slurm: squeue: no answer"),
+        (("DONE 76",), DONE, Fate.AGAIN, "Slurm: no answer"),
+        (REFUSED, DONE, Fate.REFUSED, "Slurm refuses beams: Invalid qos specification"),
+        ((*BUSY, "DONE 75"), DONE, Fate.AGAIN, "Slurm: error: Unable to contact"),
+        (BUSY, LOST, Fate.DOUBT, "the reply was lost: the connection broke"),
+        (SILENT, DONE, Fate.DOUBT, "sbatch of beams: error: Socket timed out"),
+        (("HEAD not seen", "DONE 77"), DONE, Fate.DOUBT, "head is not as its receipt says: not seen"),
+        ((), replace(DONE, exit_code=74, output="no\nspace"), Fate.DOUBT, "ended with 74: no space"),
+        ((), replace(DONE, exit_code=1), Fate.DOUBT, "ended with 1: it said nothing"),
+    ],
+)
+def test_only_what_is_known_not_to_have_happened_is_sent_again(
+    lines: tuple[str, ...], completion: Completion, fate: Fate, why: str
+) -> None:
+    found = meaning(parse_submit(said(*lines), "n1"), completion, STAGES[1:])
+    assert found.fate is fate
+    assert why.replace("error: ", "") in found.why.replace("error: ", "")
 
 
 @given(st.integers(0, len(said(*WHOLE))))

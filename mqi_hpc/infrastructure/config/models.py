@@ -24,6 +24,7 @@ from mqi_hpc.infrastructure.config.types import (
     Seconds,
     Section,
     SiteName,
+    Strings,
 )
 
 
@@ -129,6 +130,10 @@ class ProcessingConfig(Section):
         description="A case is ready when _CASE_READY is there, when it is quiet, or either.",
     )
     quiet_seconds: Seconds = Field(default=300, description="Without change for this long: quiet.")
+    ignore: Strings = Field(default=(), description="More names (patterns) that a scan passes over.")
+    room_level: bool = Field(
+        default=False, description="A folder for each treatment room lies between local_logdata and cases."
+    )
     fraction_gap_seconds: PositiveSeconds = Field(
         default=3600, description="A longer gap opens a new fraction."
     )
@@ -161,6 +166,12 @@ class MonitoringConfig(Section):
         default=30, description="Between samples of the metrics."
     )
     health_check_interval_seconds: PositiveSeconds = Field(default=60, description="Between health checks.")
+    metrics_file: LocalPath | None = Field(
+        default=None, description="Prometheus text file; default: metrics.prom, beside state_file."
+    )
+    health_file: LocalPath | None = Field(
+        default=None, description="What the daemon says of itself; default: health.json, beside state_file."
+    )
 
 
 class StagesConfig(Section):

@@ -114,6 +114,11 @@ class SSHConnectionPool:
             member.retired = True
             self._cond.notify_all()
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._members)
+
     def close(self) -> None:
         """Close every connection; whoever waits, or works on one, gets a ConnectionError."""
         self._stop.set()

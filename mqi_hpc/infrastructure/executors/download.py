@@ -93,7 +93,9 @@ class Downloader:
         self._timeout = timeout
 
     def download(self, effect: Download) -> dict[str, Any]:
-        """Return {"files": absolute paths of all results, "logs": {remote path: absolute path}}.
+        """Return {"files": absolute paths of all results, "logs": {remote path: absolute path}, "digests"}.
+
+        The digests are [bytes, SHA-256] of each log by its absolute path: what prune may remove.
 
         A result that is here already is not fetched again; a log that does not exist is left out. Raises
         IntegrityError where a result is not what its record says or another file has its name,
@@ -124,7 +126,8 @@ class Downloader:
                 where=str(self._root),
                 fix="Check paths.local_results and its permissions",
             ) from error
-        return {"files": [str(target) for target in targets], "logs": logs}
+        digests = {path: [Path(path).stat().st_size, sha256_of(Path(path))] for path in logs.values()}
+        return {"files": [str(target) for target in targets], "logs": logs, "digests": digests}
 
     def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self._root).free

@@ -11,7 +11,18 @@ from collections.abc import Callable
 
 import structlog
 
-from mqi_hpc.core.effects import Cancel, Completion, Download, Effect, Failure, Observe, Submit, Upload
+from mqi_hpc.core.effects import (
+    Cancel,
+    Completion,
+    Download,
+    Effect,
+    Failure,
+    Observe,
+    Prune,
+    Scan,
+    Submit,
+    Upload,
+)
 from mqi_hpc.core.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -25,7 +36,8 @@ from mqi_hpc.infrastructure.executors.shell import OutcomeUnknown, Shell
 from mqi_hpc.infrastructure.executors.transfer import TransferExecutor
 from mqi_hpc.infrastructure.executors.upload import WorkspaceRefused
 
-CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 4.0
+"""Twice this, at most, passes between SIGTERM and the end: systemd and people wait for it."""
 SUBMIT_THREADS = 2
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -44,12 +56,11 @@ def classify(error: BaseException) -> Failure:
         return Failure.SPACE
     if isinstance(error, OSError) and error.errno in _FULL:
         return Failure.SPACE
-    # A file server of ours that went away is an outage like any other.
-    return Failure.OUTAGE if isinstance(error, OSError) and error.errno in _AWAY else Failure.CASE
+    return Failure.SOURCE if isinstance(error, OSError) and error.errno in _AWAY else Failure.CASE
 
 
 class ThreadedEffects:
-    """IEffects on threads: one for polls, some for submit and cancel, some for transfers.
+    """IEffects on threads: one for polls, some for submit and cancel, some for transfers, one for scans.
 
     So neither a transfer that stalls nor a submission that waits for Slurm ever delays a poll.
     """
@@ -61,6 +72,8 @@ class ThreadedEffects:
         transfer: TransferExecutor,
         *,
         transfer_threads: int,
+        scan: Callable[[Scan], Completion] | None = None,
+        prune: Callable[[Prune], Completion] | None = None,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._shell = shell
@@ -71,17 +84,21 @@ class ThreadedEffects:
             Submit: control.submit,
             Cancel: control.cancel,
             Observe: control.observe,
+            **({Scan: scan} if scan is not None else {}),
+            **({Prune: prune} if prune is not None else {}),
         }
         self._log = structlog.get_logger("mqi_hpc.effects")
         self._done: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        transfers, commands, polls = _Lane(), _Lane(), _Lane()
+        transfers, commands, polls, scans = _Lane(), _Lane(), _Lane(), _Lane()
         self._lanes: dict[type[Effect], _Lane] = {
             Upload: transfers,
             Download: transfers,
             Submit: commands,
             Cancel: commands,
             Observe: polls,
+            Scan: scans,
+            Prune: transfers,
         }
         self._threads = [
             threading.Thread(target=self._work, args=(lane,), name=f"{name}-{n}", daemon=True)
@@ -89,6 +106,7 @@ class ThreadedEffects:
                 (transfers, "transfer", transfer_threads),
                 (commands, "command", SUBMIT_THREADS),
                 (polls, "poll", 1),
+                *(((scans, "scan", 1),) if scan is not None else ()),
             )
             for n in range(count)
         ]
@@ -121,7 +139,8 @@ class ThreadedEffects:
         for lane in self._lanes.values():
             for _ in self._threads:
                 lane.put(None)
-        self._join(self._close_seconds, [t for t in self._threads if not t.name.startswith("transfer")])
+        slow = ("transfer", "scan")
+        self._join(self._close_seconds, [t for t in self._threads if not t.name.startswith(slow)])
         self._shell.close()
         self._join(self._close_seconds, self._threads)
 
@@ -163,7 +182,10 @@ _Lane = queue.SimpleQueue[Effect | None]
 
 
 def _context(effect: Effect) -> dict[str, str]:
-    return {} if isinstance(effect, Observe) else {"case_id": effect.case_id, "job_id": effect.job_id}
+    if isinstance(effect, Observe | Scan):
+        return {}
+    job = {} if isinstance(effect, Prune) else {"job_id": effect.job_id}
+    return {"case_id": effect.case_id, **job}
 
 
 def _stopped(effect: Effect) -> Completion:

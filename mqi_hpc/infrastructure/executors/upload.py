@@ -125,8 +125,9 @@ class Uploader:
                 f"the workspace belongs to another installation ({owner[:60] or 'unreadable'}), "
                 f"not to this one ({self._instance})",
                 where=f"{self._shell.target}:{self._workspace}/.owner",
-                fix="Give this installation a paths.remote_workspace of its own; or, if the other one is "
-                "gone for good and its store is lost, `mqi-hpc init --adopt`",
+                fix="Give this installation a paths.remote_workspace of its own; or, if it is this one's "
+                "from before its state was lost: `mqi-hpc init --adopt --instance FILE`, a backup of its "
+                ".instance",
             )
 
     def _check_space(self, answer: Answer, wanted: float) -> None:

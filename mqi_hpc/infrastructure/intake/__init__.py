@@ -1,6 +1,7 @@
-"""Case folders: read into plain values, and written as synthetic samples."""
+"""Case folders: found, read into plain values, and written as synthetic samples."""
 
 from mqi_hpc.infrastructure.intake.reader import CaseReader
-from mqi_hpc.infrastructure.intake.sample import write_delivery, write_sample_case
+from mqi_hpc.infrastructure.intake.sample import add_fraction, write_delivery, write_sample_case
+from mqi_hpc.infrastructure.intake.scanner import FolderScanner
 
-__all__ = ["CaseReader", "write_delivery", "write_sample_case"]
+__all__ = ["CaseReader", "FolderScanner", "add_fraction", "write_delivery", "write_sample_case"]

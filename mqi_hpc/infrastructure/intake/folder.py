@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -17,20 +20,35 @@ from mqi_hpc.core.intake import Fault, SourceFile
 
 IGNORED = ("*.extracting", "*.zip.tmp", "*.backup.*", "extract_*.tmp", ".*")
 """Names of what is still being copied, or kept aside."""
-_DEPTH = 4
-_MOST_FILES = 200_000
+DEPTH = 4
+"""Most folders within one another in a case folder."""
+MOST_FILES = 200_000
 """More than any case has: 30 fractions of 8 beams of 100 layers are 50 thousand."""
 _CHUNK = 1024 * 1024
 _SMALL = 1024 * 1024
 """Most bytes of a text file of a delivery; real ones have a few thousand."""
 
 
-class Unreadable(Exception):  # noqa: N818 - a fault on its way to the report, not an error of ours
-    """A file that cannot be taken into a case; `fault` says why."""
+_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+"""Errors that stay until a person does something; any other may be over in a minute."""
 
-    def __init__(self, path: str, message: str) -> None:
+
+class PassingFault(Fault):
+    """A fault of the moment: a file in change, or a file system that does not answer. It refuses nothing."""
+
+    __slots__ = ()
+
+
+class PassingRejection(RejectedCase):
+    """A folder that cannot be looked at now; it may well be in a minute."""
+
+
+class Unreadable(Exception):  # noqa: N818 - a fault on its way to the report, not an error of ours
+    """A file that cannot be taken into a case; `fault` says why, as a PassingFault where it may pass."""
+
+    def __init__(self, path: str, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
-        self.fault = Fault(path, message)
+        self.fault = (PassingFault if passing else Fault)(path, message)
 
 
 @dataclass(slots=True)
@@ -38,6 +56,7 @@ class Tree:
     """The files of a case folder that count, by folder; paths are below the case folder, with `/`."""
 
     root: Path
+    ignore: Sequence[str] = IGNORED
     folders: dict[str, list[str]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     seen: int = 0
@@ -49,16 +68,37 @@ class Tree:
                 yield f"{folder}/{name}" if folder else name
 
 
-def walk(folder: str) -> Tree:
-    """Return the files below `folder`; raises RejectedCase where it is no folder that can be read."""
+def ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is one that is passed over: one of the patterns is all of it."""
+    return _compiled(tuple(patterns)).match(name) is not None
+
+
+@cache
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    # A scan asks for hundreds of thousands of names.
+    return re.compile("|".join(map(translate, patterns)) or r"(?!)")
+
+
+def passes(error: OSError) -> bool:
+    """Whether an error may be over in a minute."""
+    return error.errno not in _LASTING
+
+
+def walk(folder: str, ignore: Sequence[str] = ()) -> Tree:
+    """Return the files below `folder`; raises RejectedCase where it is no folder that can be read.
+
+    `ignore` are patterns of names that do not count, beside IGNORED.
+    """
     root = Path(folder)
+    kind: type[RejectedCase] = RejectedCase
     try:
         what = "" if root.is_dir() else "is no folder" if root.exists() else "does not exist"
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
+        kind = PassingRejection if passes(error) else RejectedCase
     if what:
-        raise RejectedCase(f"rejected: {folder!r} {what}", fix="Name the folder of a case")
-    tree = Tree(root)
+        raise kind(f"rejected: {folder!r} {what}", fix="Name the folder of a case")
+    tree = Tree(root, (*IGNORED, *ignore))
     _walk(tree, "", 0)
     return tree
 
@@ -66,19 +106,19 @@ def walk(folder: str) -> Tree:
 def _walk(tree: Tree, folder: str, depth: int) -> None:
     try:
         with os.scandir(tree.root / folder) as found:
-            entries = list(islice(found, _MOST_FILES - tree.seen + 1))
+            entries = list(islice(found, MOST_FILES - tree.seen + 1))
     except OSError as error:
-        tree.faults.append(Fault(shown(folder or "."), f"cannot be read: {error.strerror}"))
+        tree.faults.append(_unreadable(shown(folder or "."), error).fault)
         return
     tree.seen += len(entries)
-    if tree.seen > _MOST_FILES:
+    if tree.seen > MOST_FILES:
         raise RejectedCase(
-            f"rejected: {str(tree.root)!r} holds more than {_MOST_FILES} files",
+            f"rejected: {str(tree.root)!r} holds more than {MOST_FILES} files",
             fix="Name the folder of a case",
         )
     names = tree.folders.setdefault(folder, [])
     for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
-        if any(fnmatchcase(entry.name, pattern) for pattern in IGNORED):
+        if ignored(entry.name, tree.ignore):
             continue
         path = f"{folder}/{entry.name}" if folder else entry.name
         if shown(path) != path:
@@ -86,8 +126,8 @@ def _walk(tree: Tree, folder: str, depth: int) -> None:
         elif entry.is_symlink():
             tree.faults.append(Fault(path, "is a symbolic link: a case holds its own files"))
         elif entry.is_dir(follow_symlinks=False):
-            if depth == _DEPTH:
-                tree.faults.append(Fault(path, f"lies more than {_DEPTH} folders deep: no case is so deep"))
+            if depth == DEPTH:
+                tree.faults.append(Fault(path, f"lies more than {DEPTH} folders deep: no case is so deep"))
                 continue
             _walk(tree, path, depth + 1)
         elif entry.is_file(follow_symlinks=False):
@@ -104,7 +144,7 @@ def matters(name: str) -> bool:
 
 def shown(path: str) -> str:
     """Return a path as it can be printed and stored: what is not UTF-8 is escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_file(root: Path, path: str, *, most: int, keep: bool = True) -> tuple[SourceFile, bytes]:
@@ -126,9 +166,9 @@ def read_file(root: Path, path: str, *, most: int, keep: bool = True) -> tuple[S
                     kept.append(chunk)
             after = os.fstat(file.fileno())
     except OSError as error:
-        raise Unreadable(path, f"cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
-        raise Unreadable(path, "changes while it is read: wait until it has been copied")
+        raise Unreadable(path, "changes while it is read: wait until it has been copied", passing=True)
     return SourceFile(path, size, digest.hexdigest()), b"".join(kept)
 
 
@@ -138,7 +178,11 @@ def read_head(root: Path, path: str, size: int) -> bytes:
         with _open(root, path) as file:
             return file.read(size)
     except OSError as error:
-        raise Unreadable(path, f"cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> Unreadable:
+    return Unreadable(path, f"cannot be read: {error.strerror}", passing=passes(error))
 
 
 def _open(root: Path, path: str) -> BinaryIO:

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 
 from mqi_hpc.core.intake import Fault, Plan, PlannedBeam, SourceFile
-from mqi_hpc.infrastructure.intake.folder import Tree, Unreadable, read_file, read_head
+from mqi_hpc.infrastructure.intake.folder import PassingFault, Tree, Unreadable, read_file, read_head
 
 ION_PLAN = "1.2.840.10008.5.1.4.1.1.481.8"
 PHOTON_PLAN = "1.2.840.10008.5.1.4.1.1.481.5"
@@ -68,8 +68,8 @@ def _sop_class(root: Path, path: str) -> str | None:
     named = name.endswith(".dcm")
     try:
         head = read_head(root, path, _HEAD)
-    except Unreadable:
-        if named:
+    except Unreadable as error:
+        if named or isinstance(error.fault, PassingFault):
             raise
         return None
     # Some systems leave out the preamble; then only the name says that the file may be DICOM.

@@ -22,15 +22,25 @@ class Machine(Protocol):
 
 
 class CaseReader:
-    """Reads case folders against the machines that have a calibration."""
+    """Reads case folders against the machines that have a calibration.
 
-    def __init__(self, machines: Mapping[str, Machine], *, fraction_gap_seconds: float) -> None:
+    `ignore` are patterns of names that do not count, beside those of what is still being copied.
+    """
+
+    def __init__(
+        self,
+        machines: Mapping[str, Machine],
+        *,
+        fraction_gap_seconds: float,
+        ignore: Sequence[str] = (),
+    ) -> None:
         self._machines = machines
         self._gap = timedelta(seconds=fraction_gap_seconds)
+        self._ignore = tuple(ignore)
 
     def read(self, folder: str, *, chosen: Sequence[str] | None, now: float) -> IntakeResult:
         """Return what a folder holds. `now` is epoch seconds; raises RejectedCase where it is no folder."""
-        tree = walk(folder)
+        tree = walk(folder, self._ignore)
         plans, plan_faults = read_plans(tree, list(self._machines))
         faults = [*tree.faults, *plan_faults]
         deliveries = read_deliveries(tree, self._ranges(plans))

@@ -1,5 +1,21 @@
 """The repositories of the specification, on SQLite."""
 
-from mqi_hpc.infrastructure.repositories.sqlite import CaseRepository, JobRepository, ResourceRepository, Rows
+from mqi_hpc.infrastructure.repositories.sqlite import (
+    CaseRepository,
+    Contents,
+    FolderRepository,
+    InRow,
+    JobRepository,
+    ResourceRepository,
+    Rows,
+)
 
-__all__ = ["CaseRepository", "JobRepository", "ResourceRepository", "Rows"]
+__all__ = [
+    "CaseRepository",
+    "Contents",
+    "FolderRepository",
+    "InRow",
+    "JobRepository",
+    "ResourceRepository",
+    "Rows",
+]

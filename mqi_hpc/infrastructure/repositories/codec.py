@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mqi_hpc.core.errors import StateError
-from mqi_hpc.core.models import Case, Job, Task
+from mqi_hpc.core.models import Case, Job, SeenFolder, Task
 
 Model = TypeVar("Model", Case, Job, Task)
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Case, Job, Task)}
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Case, Job, Task, SeenFolder)}
 
 
-def encode(value: Case | Job | Task) -> str:
+def encode(value: Case | Job | Task | SeenFolder) -> str:
     """Return a value as JSON; raises StateError where it would not come back as it is."""
     kind = type(value)
     try:
@@ -32,5 +32,11 @@ def decode(kind: type[Model], text: str) -> Model:
     try:
         value: Model = _ADAPTERS[kind].validate_json(text, strict=True)
     except ValidationError as error:
-        raise StateError(f"a stored {kind.__name__} cannot be read: {error}") from error
+        # What was found instead is left out: it may tell of a patient.
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StateError(
+            f"a stored {kind.__name__} cannot be read: {place}: {first['msg']}",
+            fix="Keep the store for whoever looks into it, and bring it back from a backup",
+        ) from error
     return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from mqi_hpc.core.errors import StateError
-from mqi_hpc.core.models import Case, Job, Task, TaskType
+from mqi_hpc.core.models import Case, Job, SeenFolder, Task, TaskType
 from mqi_hpc.infrastructure.repositories.codec import decode, encode
 
 _KINDS = list(TaskType)
@@ -24,14 +25,16 @@ class Rows:
         self._ended = False
 
     def execute(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
-        """Run one statement; raises StateError where the transaction has ended."""
+        """Run one statement; raises StateError where the transaction has ended, or a text is no Unicode."""
         self.check()
-        return self._db.execute(sql, values)
+        with _in_unicode():
+            return self._db.execute(sql, values)
 
     def executemany(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """Run one statement for each of `values`."""
         self.check()
-        self._db.executemany(sql, values)
+        with _in_unicode():
+            self._db.executemany(sql, values)
 
     def check(self) -> None:
         """Raise StateError where the transaction has ended, or an error within it has undone it."""
@@ -41,6 +44,39 @@ class Rows:
     def end(self) -> None:
         """Refuse everything from now on."""
         self._ended = True
+
+
+@contextmanager
+def _in_unicode() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        # The name of a folder, say, in bytes that are no UTF-8; not said, it may tell of a patient.
+        raise StateError("a text that is no Unicode is neither kept nor found") from error
+
+
+class Contents(Protocol):
+    """Where the bytes of files are: what a row holds for a content, and the content back."""
+
+    def keep(self, content: bytes) -> bytes:
+        """Return what the row is to hold; by then the content is durable if it lies elsewhere."""
+        ...
+
+    def take(self, held: bytes) -> bytes:
+        """Return the content of a row; raises StateError where it is not there or not itself."""
+        ...
+
+
+class InRow:
+    """Contents that are in their rows."""
+
+    def keep(self, content: bytes) -> bytes:
+        """Return the content itself."""
+        return content
+
+    def take(self, held: bytes) -> bytes:
+        """Return the content itself."""
+        return held
 
 
 class CaseRepository:
@@ -76,12 +112,20 @@ class CaseRepository:
         rows = self._db.execute("SELECT body FROM cases ORDER BY created_at, case_id")
         return [decode(Case, body) for (body,) in rows]
 
+    def remove(self, case_id: str) -> None:
+        """Forget a case that never had a job; raises StateError where one stands or there is no such case."""
+        if self._db.execute("SELECT 1 FROM jobs WHERE case_id=? LIMIT 1", [case_id]).fetchone():
+            raise StateError(f"case {case_id} has jobs: it is never removed")
+        if not self._db.execute("DELETE FROM cases WHERE case_id=?", [case_id]).rowcount:
+            raise StateError(f"there is no case {case_id} to remove")
+
 
 class JobRepository:
     """IJobRepository within a transaction."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, contents: Contents) -> None:
         self._db = rows
+        self._contents = contents
 
     def get(self, job_id: str) -> Job | None:
         """Return a job, None where there is none."""
@@ -132,13 +176,14 @@ class JobRepository:
     def files(self, job_id: str) -> dict[str, bytes]:
         """Return the files rendered for a job, by path."""
         rows = self._db.execute("SELECT path, content FROM files WHERE job_id=? ORDER BY path", [job_id])
-        return {path: bytes(content) for path, content in rows}
+        return {path: self._contents.take(bytes(held)) for path, held in rows}
 
     def put_files(self, job_id: str, files: Mapping[str, bytes]) -> None:
         """Keep the files rendered for a job; they replace those there were."""
         self._db.execute("DELETE FROM files WHERE job_id=?", [job_id])
         self._db.executemany(
-            "INSERT INTO files VALUES (?, ?, ?)", [(job_id, path, text) for path, text in files.items()]
+            "INSERT INTO files VALUES (?, ?, ?)",
+            [(job_id, path, self._contents.keep(content)) for path, content in files.items()],
         )
 
 
@@ -157,3 +202,29 @@ class ResourceRepository:
         self._db.execute("DELETE FROM holdings WHERE job_id=?", [job_id])
         if count:
             self._db.execute("INSERT INTO holdings VALUES (?, ?)", [job_id, count])
+
+
+class FolderRepository:
+    """IFolderRepository within a transaction."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._db = rows
+
+    def all(self) -> list[SeenFolder]:
+        """Return the folders by name."""
+        rows = self._db.execute("SELECT folder, fingerprint, again_at FROM folders ORDER BY folder")
+        return [
+            SeenFolder(folder=folder, fingerprint=fingerprint, again_at=again_at)
+            for folder, fingerprint, again_at in rows
+        ]
+
+    def put(self, seen: SeenFolder) -> None:
+        """Keep how a folder was, in place of how it was before."""
+        encode(seen)  # refuses what would not come back as it is
+        self._db.execute(
+            "INSERT OR REPLACE INTO folders VALUES (?, ?, ?)", [seen.folder, seen.fingerprint, seen.again_at]
+        )
+
+    def remove(self, folder: str) -> None:
+        """Forget a folder; one that is not known is forgotten already."""
+        self._db.execute("DELETE FROM folders WHERE folder=?", [folder])

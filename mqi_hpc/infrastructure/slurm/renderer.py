@@ -13,7 +13,7 @@ import jinja2
 
 from mqi_hpc.core.chain_plan import DEFAULT_COMMENT, StageCall, StageResources, plan_calls
 from mqi_hpc.core.effects import Observe
-from mqi_hpc.core.errors import ConfigurationError
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import RenderRequest
 from mqi_hpc.core.models import Beam
 from mqi_hpc.core.observation import FIELD, SACCT_FIELDS, SQUEUE_FORMAT
@@ -28,15 +28,19 @@ from mqi_hpc.records.chain import (
     Grid,
     Interpreted,
     Settings,
+    decode_chain,
     encode_chain,
 )
+from mqi_hpc.records.form import FormatError
 from mqi_hpc.records.layout import (
     CHAIN,
     STAGES_ARCHIVE,
     SUBMIT_SCRIPT,
     engine_input,
+    is_job,
     safe_name,
     script,
+    submission_name,
 )
 
 _Source = tuple[str, str | None, Callable[[], bool] | None]
@@ -61,14 +65,16 @@ class Renderer:
     def job_files(self, request: RenderRequest) -> dict[str, bytes]:
         """Return the files of a job's folder by name; the same request gives the same bytes.
 
-        Raises ConfigurationError where a template or a setting makes text that would be misread.
+        Raises ConfigurationError where a template or a setting makes text that would be misread,
+        ProcessingError where the request contradicts itself.
         """
+        _check(request)
         calls = self._calls(request)
         texts = {script(call.stage): self._script(call, request) for call in calls}
         for beam in request.beams:
             texts[engine_input(beam.number)] = self._engine_input(beam, request.case.machine)
         digests = {call.stage: _sha256(texts[script(call.stage)].encode()) for call in calls}
-        texts[CHAIN] = encode_chain(self._chain(request, calls, digests))
+        texts[CHAIN] = _sound(encode_chain(self._chain(request, calls, digests)), request)
         texts[SUBMIT_SCRIPT] = self._render(self._own, "submit.sh.j2", calls=calls, folder=request.job_folder)
         rendered = {name: text.encode() for name, text in texts.items()}
         return {**rendered, STAGES_ARCHIVE: self._archive}
@@ -112,6 +118,10 @@ class Renderer:
             account=slurm.account,
             qos=slurm.qos,
             gpu_count=self._config.resources.gpu_count,
+            waits_for=[
+                (job, submission_name(request.case.instance, request.case.case_id, job, "beams"))
+                for job in request.waits_for
+            ],
         )
 
     def _script(self, call: StageCall, request: RenderRequest) -> str:
@@ -141,7 +151,8 @@ class Renderer:
         self, request: RenderRequest, calls: tuple[StageCall, ...], digests: Mapping[str, str]
     ) -> Chain:
         case = request.case
-        depends = {call.stage: call.depends for call in calls}
+        depends = {call.stage: call.dependency for call in calls}
+        interpreted = request.interpreted or (request.job, None)
         return Chain(
             site=case.site,
             instance=case.instance,
@@ -157,6 +168,7 @@ class Renderer:
                     energies=beam.energies,
                     input_digest=beam.input_digest,
                     seed=beam.seed,
+                    source_job=request.sources.get(beam.index),
                 )
                 for beam in case.beams
             ),
@@ -166,11 +178,11 @@ class Renderer:
                     name=s.name,
                     script_digest=digests[s.stage],
                     indices=s.indices,
-                    dependency=":".join(found) if (found := depends[s.stage]) else None,
+                    dependency=depends[s.stage],
                 )
                 for s in request.submissions
             ),
-            interpreted=Interpreted(job=request.job),
+            interpreted=Interpreted(*interpreted),
             stages_digest=_sha256(self._archive),
             audit_head=request.audit_head,
             settings=self._settings(case.machine),
@@ -220,6 +232,37 @@ class Renderer:
         if "\0" in text or "\r" in text:
             raise ConfigurationError("the rendered text holds a NUL or a carriage return", where=name)
         return text
+
+
+def _check(request: RenderRequest) -> None:
+    """Refuse a request whose parts do not fit; what chain.json shows by itself is found in it."""
+    wrong = []
+    computed = {i for s in request.submissions if s.stage == "beams" for i in s.indices}
+    if {beam.index for beam in request.beams} != computed:
+        wrong.append(f"its array has the indices {sorted(computed)}, its beams are others")
+    if strange := set(request.sources) - {beam.index for beam in request.case.beams}:
+        wrong.append(f"the case has no beams of the indices {sorted(strange)}")
+    if any(job == request.job or not is_job(job) for job in request.waits_for):
+        wrong.append(f"it would wait for {', '.join(request.waits_for)}")
+    if wrong:
+        raise _contradiction(request, "; ".join(wrong))
+
+
+def _sound(text: str, request: RenderRequest) -> str:
+    """Return chain.json as the stages will read it: what they would refuse is not sent."""
+    try:
+        decode_chain(text)
+    except FormatError as error:
+        raise _contradiction(request, str(error)) from error
+    return text
+
+
+def _contradiction(request: RenderRequest, what: str) -> ProcessingError:
+    return ProcessingError(
+        f"the plan of the job contradicts itself: {what}",
+        where=f"job {request.job} of {request.case.case_id}",
+        fix="This is a bug of this program: please report it; nothing was sent",
+    )
 
 
 def _environment(loader: jinja2.BaseLoader) -> jinja2.Environment:

@@ -49,12 +49,38 @@ def load_or_create_instance(state_file: Path) -> Instance:
             )
         text = path.read_bytes()
     except OSError as error:
-        raise StateError(
-            f"the instance file cannot be used: {error.strerror}",
-            where=str(path),
-            fix="app.state_file says where it lies; its folder must be writable",
-        ) from error
+        raise _unusable(path, error) from error
     return _parse(text, path)
+
+
+def write_instance(state_file: Path, identity: str, secret: bytes) -> Instance:
+    """Give `state_file` the identity it had before, for an import or an adoption; the same once more is fine.
+
+    Raises StateError where that is no identity, another one is there already, a store is there without its
+    own, or it cannot be written.
+    """
+    path = instance_file(state_file)
+    given = Instance(identity, secret)
+    if not (_ID.match(identity) and len(secret) == _SECRET_BYTES):
+        raise StateError(
+            "this is no identity: an id is a letter and five letters or digits, all small, a secret 32 bytes",
+            where=str(path),
+            fix="Take both from the .instance file, or an export, of the store that is to be found again",
+        )
+    try:
+        if not path.exists():
+            _refuse_orphan(state_file, path)
+            _publish(path, given)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    there = load_or_create_instance(state_file)
+    if there != given:
+        raise StateError(
+            f"the identity of instance {there.id} is here already, and it is another one",
+            where=str(path),
+            fix="Name another file in app.state_file: a store and its cases are found by one identity alone",
+        )
+    return there
 
 
 def _refuse_orphan(state_file: Path, path: Path) -> None:
@@ -70,9 +96,21 @@ def _refuse_orphan(state_file: Path, path: Path) -> None:
 def _create(path: Path) -> None:
     first = secrets.choice(string.ascii_lowercase)
     identity = first + "".join(secrets.choice(_ALPHABET) for _ in range(5))
-    text = json.dumps({"id": identity, "secret": secrets.token_hex(_SECRET_BYTES)})
+    _publish(path, Instance(identity, secrets.token_bytes(_SECRET_BYTES)))
+
+
+def _publish(path: Path, instance: Instance) -> None:
+    text = json.dumps({"id": instance.id, "secret": instance.secret.hex()})
     with first_to_publish(path) as fresh:
         fresh.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _unusable(path: Path, error: OSError) -> StateError:
+    return StateError(
+        f"the instance file cannot be used: {error.strerror}",
+        where=str(path),
+        fix="app.state_file says where it lies; its folder must be writable",
+    )
 
 
 def _parse(text: bytes, path: Path) -> Instance:

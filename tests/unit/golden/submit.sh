@@ -1,7 +1,7 @@
 #!/bin/bash
 # mqi-hpc: submits the chain of one job, or what is left of it, exactly once. Rendered on the workstation.
 # usage: bash submit.sh NONCE. A rerun is harmless: what has a receipt is not submitted again. Exit codes:
-#  0 the chain stands: three receipts, and its head is released (by this run, or by another before it)
+#  0 the chain stands: a receipt of each stage, and its head is released (by this run, or by another before)
 # 74 a receipt could not be kept, or one is there that is damaged or not ours: a person should look
 # 75 sbatch gave no id: its exit code and words are told, whether it submitted is for them to say
 # 76 Slurm did not answer, or did not release the head: nothing is in doubt, run it again
@@ -66,18 +66,20 @@ publish() { # stage id
 
 # Sets `head`: held, as Slurm shows it under its receipt's id and name; else gone. Ends where Slurm is silent.
 look_at_head() {
-  local shown claimed=no
+  local shown own others claimed=no
   received interpret || finish 74
   # Before the look: another run may release it, and it may begin, while we look.
-  [ ! -e claim.interpret-0 ] || claimed=yes
+  ! compgen -G 'claim.interpret-*' >/dev/null || claimed=yes
   shown=$(slurm 60 squeue -h -u "$user" --name="${names[interpret]}" -o '%F|%j|%T|%r') || {
     say "NOTE squeue: $(words)"; finish 76
   }
-  # A ghost of a run that froze or died may stand beside it, held for ever.
-  case $'\n'$shown in
-    *$'\n'"$r_id|$r_name|PENDING|JobHeld"*) head=held ;;
-    *) head=gone ;;
-  esac
+  # A ghost of a run that froze or died may stand beside it, held for ever. A task of an array that was released
+  # may be held again by somebody else: the head is held where no row of it says otherwise.
+  own=$'\n'"$r_id|$r_name|"
+  others=$'\n'$shown
+  others=${others//"${own}PENDING|JobHeld"/}
+  head=gone
+  if [ "$others" != $'\n'"$shown" ] && [[ $others != *"$own"* ]]; then head=held; fi
   seen=${shown:-not seen}
   # A controller that came back from an older state shows a head as held that has run.
   if [ "$head" = held ] && [ "$claimed" = yes ]; then
@@ -86,21 +88,26 @@ look_at_head() {
   fi
 }
 
-# Interpret alone would be work for nothing: whoever cancelled its dependants is obeyed.
+# Their unfinished jobs, as `id|name` in lines of their own: sets `shown`. Ends where Slurm is silent.
+look_for() { # name,name,...
+  shown=$(slurm 60 squeue -h -u "$user" --name="$1" -o '%F|%j') || { say "NOTE squeue: $(words)"; finish 76; }
+  shown=$'\n'$shown$'\n'
+}
+
+# The head alone would be work for nothing: whoever cancelled its dependants is obeyed.
 dependants_live() {
   local stage shown
-  shown=$(slurm 60 squeue -h -u "$user" --name="${names[beams]},${names[convert]}" -o '%F|%j') || {
-    say "NOTE squeue: $(words)"; finish 76
-  }
+  look_for "${names[beams]},${names[convert]}"
   for stage in beams convert; do
     received "$stage" || finish 74
-    case $'\n'$shown$'\n' in *$'\n'"$r_id|$r_name"$'\n'*) ;; *) return 1 ;; esac
+    case $shown in *$'\n'"$r_id|$r_name"$'\n'*) ;; *) return 1 ;; esac
   done
 }
 
 place() { # stage options...: one sbatch, and its receipt
   local stage=$1 out rc id line
   shift
+  depend "$stage"
   if [ "$stage" != interpret ]; then
     look_at_head
     if [ "$head" != held ]; then
@@ -110,7 +117,7 @@ place() { # stage options...: one sbatch, and its receipt
       finish 77
     fi
   fi
-  out=$(slurm 180 sbatch "$@" "$stage.sbatch")
+  out=$(slurm 180 sbatch "$@" ${dependency:+"--dependency=$dependency"} "$stage.sbatch")
   rc=$?
   id=$(printf '%s\n' "$out" | grep -E '^[1-9][0-9]*(;[A-Za-z0-9_.-]+)?$' | tail -n 1)
   id=${id%%;*}
@@ -129,9 +136,52 @@ submit() { # stage options...
   say "RECEIPT $1 $r_name $r_id $r_time"
 }
 
-needs() { # condition stage: sets `dependency`, whose id comes from the receipt and nowhere else
+needs() { # condition stage: adds to `dependency` the id in the receipt, and no other
   received "$2" || finish 74
-  dependency=--dependency=$1:$r_id
+  dependency=$1:$r_id
+}
+
+older() { # job name: 0 the receipt of an older job's array stands, and is read; 1 there is none, or an empty one
+  local file=../$1/receipt.beams said
+  if ! said=$(stat -c %s -- "$file" 2>&1); then
+    case $said in *'No such file or directory') return 1 ;; esac
+    say "NOTE $said"
+    finish 76
+  fi
+  [ "$said" != 0 ] || return
+  r_name='' r_id='' r_time=''
+  [ ! -f "$file" ] || read -r r_name r_id r_time <"$file"
+  if [ "$r_name" != "$2" ] || ! [[ $r_id =~ ^[1-9][0-9]*$ && $r_time =~ ^[0-9]+$ ]]; then
+    say "NOTE receipt.beams of $1 is damaged or not its own: $r_name $r_id $r_time"
+    finish 74
+  fi
+}
+
+# Adds to `dependency` the arrays of older jobs that have not ended. One without a receipt can never work; of
+# one that Slurm does not show as unfinished there is nothing left to wait for, and its id may be another's.
+waits() { # job name...
+  local shown row rows=() all=''
+  while [ $# -gt 0 ]; do
+    if older "$1" "$2"; then rows+=("$r_id|$2") all+=,$2; fi
+    shift 2
+  done
+  [ -n "$all" ] || return
+  look_for "${all#,}"
+  for row in "${rows[@]}"; do
+    case $shown in *$'\n'"$row"$'\n'*) dependency=${dependency:-afterany}:${row%%|*} ;; esac
+  done
+}
+
+depend() { # stage: sets `dependency`, empty where it waits for nothing
+  dependency=''
+  case $1 in
+    beams)
+      needs afterok interpret
+      ;;
+    convert)
+      needs afterany beams
+      ;;
+  esac
 }
 
 cd /scratch/me/mqi/abcdefghijkl/j01 || { say "NOTE the job folder cannot be entered"; finish 74; }
@@ -155,7 +205,6 @@ submit interpret \
   --nodes=1 \
   --ntasks=1 \
   --hold
-needs afterok interpret
 submit beams \
   --constraint=a100 \
   --partition=gpu \
@@ -174,9 +223,7 @@ submit beams \
   --open-mode=append \
   --nodes=1 \
   --ntasks=1 \
-  --array=0-2%2 \
-  "$dependency"
-needs afterany beams
+  --array=0-2%2
 submit convert \
   --partition=gpu \
   --account=acc \
@@ -192,8 +239,7 @@ submit convert \
   --output=/scratch/me/mqi/abcdefghijkl/j01/logs/convert-%A.log \
   --open-mode=append \
   --nodes=1 \
-  --ntasks=1 \
-  "$dependency"
+  --ntasks=1
 look_at_head
 # Not held any more: another run of this script released it.
 [ "$head" = held ] || finish 0

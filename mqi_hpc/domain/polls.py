@@ -1,0 +1,125 @@
+"""When the cluster is looked at, and what a look leads to: changed jobs, and what is to be cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from mqi_hpc.core.effects import Cancel, Completion, Observe
+from mqi_hpc.core.interfaces import IClock, IEffects, IIds
+from mqi_hpc.core.polling import PollRhythm
+from mqi_hpc.domain.desk import Desk
+from mqi_hpc.domain.submitter import Cancels
+from mqi_hpc.domain.watcher import Watcher
+
+_IDLE_SECONDS = 1.0
+
+
+class Polls:
+    """One look at a time, for all cases together; `looks` and `good_looks` count them.
+
+    `last_good` is the monotonic time of the last look that saw the queue; None after one that did not.
+    `unseen_since` is that of the last good look whatever came after it, or of the first look where none was
+    good yet; None while there is nothing to look at.
+    """
+
+    def __init__(
+        self,
+        *,
+        watcher: Watcher,
+        desk: Desk,
+        effects: IEffects,
+        clock: IClock,
+        ids: IIds,
+        rhythm: PollRhythm,
+    ) -> None:
+        self._watcher = watcher
+        self._desk = desk
+        self._effects = effects
+        self._clock = clock
+        self._ids = ids
+        self._rhythm = rhythm
+        self._flying = False
+        self._due = 0.0
+        self._wait = rhythm.least
+        self._cancelling: set[str] = set()
+        self._log = structlog.get_logger("mqi_hpc.polls")
+        self.last_good: float | None = None
+        self.unseen_since: float | None = None
+        self.looks = 0
+        self.good_looks = 0
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether a scancel is under way."""
+        return bool(self._cancelling)
+
+    def soon(self) -> None:
+        """Make a look due now: something of ours has just changed."""
+        self._due = self._clock.monotonic()
+        self._wait = self._rhythm.least
+
+    def wait(self) -> float | None:
+        """Return the seconds until a look is due, None while one is under way."""
+        return None if self._flying else max(0.0, self._due - self._clock.monotonic())
+
+    def begin(self, cases: Sequence[str], *, even_early: bool = False) -> bool:
+        """Start a look at the jobs of `cases` where one is due; True where it was started."""
+        if self._flying or (self._clock.monotonic() < self._due and not even_early):
+            return False
+        effect = self._watcher.plan(cases, self._ids.nonce())
+        if effect is None:
+            # Nothing to look at: a submission makes a look due at once.
+            self.last_good = self.unseen_since = None
+            self._due = self._clock.monotonic() + _IDLE_SECONDS
+            return False
+        self._flying = True
+        if self.unseen_since is None:
+            self.unseen_since = self._clock.monotonic()
+        self.looks += 1
+        self._effects.start(effect)
+        return True
+
+    def observed(self, effect: Observe, completion: Completion) -> None:
+        """Apply what a look saw, and set when the next is due."""
+        now = self._clock.monotonic()
+        self._flying = False
+        if completion.error is not None:
+            self.last_good = None
+            self._due = now + self._wait
+            return
+        elapsed = 0.0 if self.last_good is None else now - self.last_good
+        seen = self._watcher.apply(effect, completion, elapsed)
+        self.last_good = now if seen.good else None
+        if seen.good:
+            self.unseen_since = now
+        self.good_looks += seen.good
+        for note in seen.notes:
+            self._log.warning("poll", note=note)
+        near = seen.changed or seen.soon
+        self._wait = self._rhythm.next_wait(self._wait, changed=near, draw=self._ids.draw())
+        self._due = now + self._wait
+        for job_id, targets in seen.cancels:
+            self.cancel(job_id, targets)
+
+    def cancel(self, job_id: str, targets: Cancels) -> None:
+        """Cancel Slurm jobs of a job of ours, unless that is under way."""
+        if job_id in self._cancelling:
+            return
+        with self._desk.open(job_id) as work:
+            case_id = work.case.case_id
+            work.unit.event("cancelling", case_id, {"targets": [list(target) for target in targets]})
+        self._cancelling.add(job_id)
+        self._effects.start(Cancel(case_id=case_id, job_id=job_id, targets=targets))
+
+    def cancelled(self, effect: Cancel, completion: Completion) -> None:
+        """Note what became of a scancel; where it failed, the next look finds the job live and repeats it."""
+        self._cancelling.discard(effect.job_id)
+        with self._desk.open(effect.job_id) as work:
+            said = completion.error or completion.output
+            data = {"targets": [list(t) for t in effect.targets], "said": said[-500:]}
+            work.unit.event("cancelled", effect.case_id, data)
+            if completion.error is not None or completion.exit_code:
+                ids = " ".join(str(slurm_id) for _, slurm_id in effect.targets)
+                work.notes.append(f"not cancelled: {said[-500:]}; to do it by hand: scancel {ids}")

@@ -1,0 +1,166 @@
+"""The plan of the job that makes good what went wrong: properties over every history a case can have."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.models import (
+    STAGES,
+    Job,
+    JobStatus,
+    Submission,
+    SubmitState,
+    Task,
+    TaskStatus,
+    TaskType,
+)
+from mqi_hpc.core.resubmit import History, JobPlan, current_tasks, first_plan, kinds_of, plan_resubmit, stale
+from tests.support.bench import make_case
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CASE = make_case(3)
+STATUS = st.sampled_from(TaskStatus)
+
+
+def job(number: int, indices: tuple[int, ...], stages: tuple[str, ...] = STAGES) -> Job:
+    return Job(
+        job_id=f"{CASE.case_id}-j{number:02d}",
+        case_id=CASE.case_id,
+        status=JobStatus.RUNNING,
+        created_at=NOW,
+        name=f"j{number:02d}",
+        submit_state=SubmitState.STANDING,
+        submissions=tuple(
+            Submission(stage=s, name=s, indices=indices if s == "beams" else (0,)) for s in stages
+        ),
+    )
+
+
+def tasks(of: Job, kinds: dict[TaskType, TaskStatus], beams: dict[int, TaskStatus]) -> tuple[Task, ...]:
+    def task(kind: TaskType, index: int, status: TaskStatus) -> Task:
+        return Task(
+            task_id=f"{of.name}/{kind}-{index}",
+            job_id=of.job_id,
+            type=kind,
+            status=status,
+            index=index,
+            record="a record" if status in (TaskStatus.COMPLETED, TaskStatus.SUSPECT) else None,
+        )
+
+    once = [task(kind, 0, status) for kind, status in kinds.items()]
+    return (*once, *(task(TaskType.BEAM_CALC, index, status) for index, status in beams.items()))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """A first job for all beams, and up to two that compute some of them again."""
+    first = job(1, (0, 1, 2))
+    interpret = draw(
+        st.sampled_from([TaskStatus.COMPLETED, TaskStatus.SUSPECT, TaskStatus.FAILED, TaskStatus.RUNNING])
+    )
+    kinds = {TaskType.UPLOAD: TaskStatus.COMPLETED, TaskType.INTERPRET: interpret}
+    jobs, found = [first], {}
+    rest = {TaskType.CONVERT: draw(STATUS), TaskType.DOWNLOAD: draw(STATUS)}
+    found[first.job_id] = tasks(first, kinds | rest, {n: draw(STATUS) for n in range(3)})
+    for number in range(2, 2 + draw(st.integers(0, 2))):
+        chosen = tuple(sorted(draw(st.sets(st.integers(0, 2), max_size=3))))
+        stages = STAGES[1:] if chosen else STAGES[2:]
+        again = job(number, chosen, stages)
+        rest = {TaskType.CONVERT: draw(STATUS), TaskType.DOWNLOAD: draw(STATUS)}
+        jobs.append(again)
+        upload = {TaskType.UPLOAD: TaskStatus.COMPLETED}
+        found[again.job_id] = tasks(again, upload | rest, {n: draw(STATUS) for n in chosen})
+    return History(jobs=tuple(jobs), tasks=found)
+
+
+def status(history: History, index: int) -> TaskStatus:
+    found = history.beam(index)
+    assert found is not None
+    return found[1].status
+
+
+@given(histories(), st.booleans(), st.none() | st.sets(st.sampled_from([2, 3, 4]), min_size=1))
+def test_a_plan_computes_only_what_has_ended_undone(
+    history: History, convert_only: bool, numbers: set[int] | None
+) -> None:
+    try:
+        plan = plan_resubmit(
+            CASE, history, numbers=None if numbers is None else sorted(numbers), convert_only=convert_only
+        )
+    except ProcessingError as error:
+        assert error.fix or "has no beam" in error.what
+        return
+    names = {one.name for one in history.jobs}
+    assert plan.stages == STAGES[-len(plan.stages) :]
+    assert bool(plan.indices) is ("beams" in plan.stages)
+    assert (plan.interpreted is None) is ("interpret" in plan.stages)
+    for index in plan.indices:
+        assert status(history, index).terminal
+        assert status(history, index) is not TaskStatus.COMPLETED
+    assert not set(plan.indices) & set(plan.sources)
+    assert set(plan.sources.values()) | set(plan.waits_for) <= names
+    for index in {0, 1, 2} - set(plan.indices):
+        # What is done, or may yet be, is never lost from the case's results.
+        if "interpret" in plan.stages:
+            assert status(history, index) is not TaskStatus.COMPLETED
+        elif status(history, index) is TaskStatus.COMPLETED or not status(history, index).terminal:
+            assert index in plan.sources
+        if not status(history, index).terminal and "interpret" not in plan.stages:
+            assert plan.sources[index] in plan.waits_for
+    if numbers is None and not convert_only and plan.indices:
+        undone = {
+            n
+            for n in range(3)
+            if status(history, n).terminal and status(history, n) is not TaskStatus.COMPLETED
+        }
+        assert set(plan.indices) == undone
+
+
+@given(histories())
+def test_the_tasks_that_count_are_the_newest_of_each_kind_and_beam(history: History) -> None:
+    counting = current_tasks(history)
+    beams = [task for task in counting if task.type is TaskType.BEAM_CALC]
+    assert [task.index for task in beams] == [0, 1, 2]
+    for task in beams:
+        assert history.beam(task.index) == (by_id(history, task.job_id), task)
+    once = [task for task in counting if task.type is not TaskType.BEAM_CALC]
+    assert [task.type for task in once] == [kind for kind in TaskType if kind is not TaskType.BEAM_CALC]
+    newest = history.jobs[-1].job_id
+    assert all(task.job_id == newest for task in once if task.type is not TaskType.INTERPRET)
+
+
+def by_id(history: History, job_id: str) -> Job:
+    return next(one for one in history.jobs if one.job_id == job_id)
+
+
+@given(histories())
+def test_what_a_new_job_replaces_are_the_converts_that_have_not_ended(history: History) -> None:
+    for one, stage in stale(history):
+        assert stage == "convert"
+        (convert,) = [t for t in history.tasks[one.job_id] if t.type is TaskType.CONVERT]
+        assert not convert.status.terminal
+
+
+def test_a_case_without_jobs_has_nothing() -> None:
+    nothing = History(jobs=(), tasks={})
+    assert current_tasks(nothing) == []
+    assert nothing.beam(0) is None
+    assert nothing.newest(TaskType.CONVERT) is None
+    with pytest.raises(ProcessingError, match="has no job yet"):
+        plan_resubmit(CASE, nothing)
+
+
+def test_a_first_plan_is_everything() -> None:
+    plan = first_plan(CASE)
+    assert plan == JobPlan(indices=(0, 1, 2))
+    assert kinds_of(plan) == tuple(TaskType)
+    assert kinds_of(JobPlan(stages=("convert",), indices=())) == (
+        TaskType.UPLOAD,
+        TaskType.CONVERT,
+        TaskType.DOWNLOAD,
+    )
