@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -109,7 +110,7 @@ def submit(
 @app.command()
 def run() -> None:
     """Be the daemon: find cases, lead them, bring results home; until SIGTERM. SIGHUP reads the settings."""
-    Service(_state["config"], show.progress).run()
+    Service(_state["config"], show.progress, watched=sys.stderr.isatty()).run()
 
 
 @app.command()

@@ -59,7 +59,7 @@ def prune(
         show.plain(outcome_json(outcomes))
     else:
         outcome_text(outcomes)
-    raise typer.Exit(exit_code(outcomes))
+    raise typer.Exit(exit_code(outcomes) if outcomes or names is None else 1)
 
 
 def plan_text(plan: PrunePlan, looks: Looks, sides: Sequence[Side]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mqi_hpc.controllers.watch import OPEN, Watch
 from mqi_hpc.core.errors import LockHeld
 from mqi_hpc.core.interfaces import IClock, IEffects, ILifecycleManager
 from mqi_hpc.core.models import CaseStatus, SubmitState
 from mqi_hpc.core.outcome import exit_code
-from mqi_hpc.core.requests import Request
+from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.orders import Orders
 from mqi_hpc.domain.request_desk import RequestDesk
@@ -109,7 +109,8 @@ class Application:
         """
         said = self._orders.carry_out(request)
         self._orchestrator.process_case(request.case_id)
-        return self._lead([request.case_id], Registration((), (), (said,)), wait=wait)
+        outcome = self._lead([request.case_id], Registration((), (), (said,)), wait=wait)
+        return ordered(request, outcome)
 
     def lead_too(self, case_id: str) -> None:
         """Lead another case beside those that this command is about."""
@@ -135,7 +136,9 @@ class Application:
         rejected = refused_lines(found)
         notes = (*found.notes, *watch.notes)
         if self._stopped:
-            return Outcome(cases=reports, rejected=rejected, notes=(*notes, _STOPPED), exit_code=130)
+            return Outcome(
+                cases=reports, rejected=rejected, notes=(*notes, _STOPPED), exit_code=_STOPPED_CODE
+            )
         code = outcome_code(reports, rejected=bool(rejected), wait=wait)
         return Outcome(cases=reports, rejected=rejected, notes=notes, exit_code=code)
 
@@ -145,6 +148,13 @@ class Application:
 
 
 _STOPPED = "stopped; what is on the cluster runs on: submit the folder again to take it up"
+_STOPPED_CODE = 130
+
+
+def ordered(request: Request, outcome: Outcome) -> Outcome:
+    """Return how an order ended: a case that was cancelled is no failure of a cancel."""
+    done = request.verb is Verb.CANCEL and outcome.exit_code != _STOPPED_CODE
+    return replace(outcome, exit_code=0) if done else outcome
 
 
 def refused_lines(found: Registration) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from mqi_hpc.controllers.application import Application, Outcome, outcome_code, refused_lines
+from mqi_hpc.controllers.application import Application, Outcome, ordered, outcome_code, refused_lines
 from mqi_hpc.controllers.watch import OPEN
 from mqi_hpc.core.errors import LockHeld, ProcessingError
 from mqi_hpc.core.models import CaseStatus, SubmitState, TaskStatus, TaskType
@@ -77,7 +77,8 @@ class Client:
         """Have an order carried out; raises ProcessingError with the answer where it was refused."""
         reply = self._ask(request)
         found = Registration((), (), (reply.said,))
-        return self._outcome([request.case_id], found, wait=wait, stays=reply.stays)
+        outcome = self._outcome([request.case_id], found, wait=wait, stays=reply.stays)
+        return ordered(request, outcome)
 
     def _to_lead(self, report: CaseReport) -> bool:
         # Results that did not come home are fetched again; nothing is computed twice.

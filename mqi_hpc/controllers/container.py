@@ -293,7 +293,7 @@ class Container:
             store=self.parts.store,
             orchestrator=orchestrator,
             scans=scans,
-            requests=RequestDesk(self.parts.mailbox, self._orders, orchestrator.process_case, stays=True),
+            requests=RequestDesk(self.parts.mailbox, self._orders, orchestrator.take, stays=True),
             monitor=self._monitor,
             notifier=self.notifier,
             clock=self.parts.clock,
@@ -346,7 +346,12 @@ class Container:
             debounce=processing.debounce_seconds,
         )
         watcher = Watcher(
-            store, self._desk, self.jobs, Reconciler(limits), accounting=self.config.slurm.accounting
+            store,
+            self._desk,
+            self.jobs,
+            Reconciler(limits),
+            accounting=self.config.slurm.accounting,
+            submit_seconds=processing.submit_timeout_seconds,
         )
         polls = Polls(
             watcher=watcher,

@@ -8,9 +8,11 @@ from typing import Protocol
 
 import structlog
 
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import IClock, IStore
 from mqi_hpc.core.models import CaseStatus
 from mqi_hpc.core.monitoring import LoopState
+from mqi_hpc.core.next_task import to_be_cleared
 from mqi_hpc.domain.request_desk import RequestDesk
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.system_monitor import SystemMonitor, Tally
@@ -73,7 +75,7 @@ class Daemon:
     def run(self, *, stopping: Callable[[], bool], reloading: Callable[[], bool]) -> End:
         """Run until asked to stop or to reload; jobs on the cluster run on."""
         for case_id in self._unfinished():
-            self._orchestrator.process_case(case_id)
+            self._take_up(case_id)
         self._log.info("started", cases=len(self._orchestrator.cases))
         self._notifier.ready(self._summary())
         while not stopping():
@@ -88,6 +90,16 @@ class Daemon:
         self._monitor.stopped()
         self._log.info("stopped")
         return End.STOPPED
+
+    def _take_up(self, case_id: str) -> None:
+        """Lead a case; one that cannot be, such as of a machine no longer configured, stops no other."""
+        try:
+            self._orchestrator.process_case(case_id)
+        except ConfigurationError as error:
+            # Its words are of settings and templates, of no patient.
+            self._log.error("a case cannot be begun", case_id=case_id, why=str(error))
+        except ProcessingError as error:
+            self._log.error("a case cannot be begun", case_id=case_id, why=type(error).__name__)
 
     def _turn(self) -> None:
         self._requests.serve()
@@ -114,6 +126,7 @@ class Daemon:
                 case.case_id
                 for case in cases
                 if case.status in _OPEN
+                or any(map(to_be_cleared, unit.jobs.of_case(case.case_id)))
                 or any(
                     not task.status.terminal
                     for job in unit.jobs.of_case(case.case_id)
@@ -125,7 +138,9 @@ class Daemon:
         outage = self._orchestrator.outage
         cases = len(self._orchestrator.cases)
         text = f"{cases} case{'' if cases == 1 else 's'} in hand"
-        return f"{text}; the cluster does not answer" if outage.active else text
+        if outage.active:
+            return f"{text}; the cluster {'refuses us' if outage.refused else 'does not answer'}"
+        return text
 
     def state(self) -> LoopState:
         """Return what the loop knows of its own work, for metrics and health."""

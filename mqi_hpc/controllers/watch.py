@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from mqi_hpc.core.errors import AuthenticationError, ConnectionError
 from mqi_hpc.core.interfaces import IClock
-from mqi_hpc.core.models import CaseStatus, SubmitState
+from mqi_hpc.core.models import CaseStatus, SubmitState, TaskStatus, TaskType
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
-from mqi_hpc.services.report_service import ReportService
+from mqi_hpc.services.report_service import CaseReport, ReportService, TaskReport
 
 OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
 _GOOD_LOOKS = 2
+_DOUBT_FACTOR = 1.5
 
 
 class Watch:
@@ -37,7 +38,9 @@ class Watch:
         self.notes: tuple[str, ...] = ()
 
     def enough(self, ids: Sequence[str], *, wait: bool) -> bool:
-        """Whether the command may end: the cases have, or (without `wait`) their chains stand."""
+        """Whether the command may end: the cases have, or (without `wait`) their chains stand and what can be
+        fetched is at home.
+        """
         reports = [self._reports.case(case_id) for case_id in ids]
         pending = [report for report in reports if CaseStatus(report.status) in OPEN]
         standing = frozenset(r.case_id for r in pending if r.submission == SubmitState.STANDING)
@@ -50,10 +53,10 @@ class Watch:
         if all(report.submission == SubmitState.AMBIGUOUS for report in pending):
             return self._doubted()
         self._doubt_since = None
-        if any(task.verdict == "no space" for report in pending for task in report.tasks):
-            self.notes = ("there is too little space; make room and submit the folder again",)
+        if stuck := [task for report in pending for task in report.tasks if _needs_a_person(task)]:
+            self.notes = tuple(f"{task.task} waits: {task.detail}. Then submit it again" for task in stuck)
             return True
-        if wait or len(standing) < len(pending):
+        if wait or len(standing) < len(pending) or any(map(_comes_home, pending)):
             return False
         fresh = not (standing & self._standing)
         return fresh or self._orchestrator.polls.good_looks >= _GOOD_LOOKS
@@ -74,8 +77,22 @@ class Watch:
         return self.unreachable is not None
 
     def _doubted(self) -> bool:
-        """Whether a submission of unknown fate has been looked for as long as submit.sh can live."""
+        """Whether a submission of unknown fate has been looked for longer than recovery takes."""
         now = self._clock.monotonic()
         if self._doubt_since is None:
             self._doubt_since = now
-        return now - self._doubt_since >= self._submit_seconds and self._orchestrator.polls.good_looks > 0
+        return (
+            now - self._doubt_since >= _DOUBT_FACTOR * self._submit_seconds
+            and self._orchestrator.polls.good_looks > 0
+        )
+
+
+def _needs_a_person(task: TaskReport) -> bool:
+    return task.task in (TaskType.UPLOAD, TaskType.DOWNLOAD) and task.verdict in ("no space", "waiting")
+
+
+def _comes_home(report: CaseReport) -> bool:
+    """Whether results are there and not at home yet: nobody else fetches them when the command has ended."""
+    tasks = {task.task: TaskStatus(task.status) for task in report.tasks}
+    fetched = tasks.get(TaskType.DOWNLOAD, TaskStatus.COMPLETED).terminal
+    return tasks.get(TaskType.CONVERT) is TaskStatus.COMPLETED and not fetched

@@ -13,7 +13,10 @@ from mqi_hpc.records.layout import submission_name
 
 MAX_BEAMS = 1000
 """Array indices go from 0 to 999: Slurm's default MaxArraySize allows them, and 4096 characters hold them."""
-DEFAULT_COMMENT = "mqi-hpc, unattended proton beam QA; ask the owner of this account"
+PRODUCTION = "production"
+"""The environment that goes without saying."""
+_ABOUT = "unattended proton beam QA; ask the owner of this account"
+DEFAULT_COMMENT = f"mqi-hpc, {_ABOUT}"
 
 _DEPENDS = {"beams": ("afterok", "interpret"), "convert": ("afterany", "beams")}
 # Slurm keeps job names whole up to 64 characters everywhere; squeue and sacct split --name at commas.
@@ -55,6 +58,16 @@ class StageCall:
         named += [f"{job}/beams" for job, _ in self.waits_for]
         condition = self.depends[0] if self.depends else "afterany"
         return ":".join([condition, *named]) if named else None
+
+
+def default_comment(name: str, environment: str) -> str:
+    """Return the comment of an installation that gives none of its own.
+
+    >>> default_comment("QA room 5", "test")
+    'QA room 5 (test), unattended proton beam QA; ask the owner of this account'
+    """
+    beside = f" ({environment})" if environment not in ("", PRODUCTION) else ""
+    return f"{name}{beside}, {_ABOUT}"
 
 
 def array_expression(indices: Iterable[int], throttle: int | None = None) -> str:
@@ -153,7 +166,8 @@ def plan_calls(
         raise ConfigurationError(
             f"the comment {text[:60]!r} cannot be given to Slurm",
             where="slurm.comment",
-            fix=f"It should be one line of less than {_COMMENT_BYTES} bytes",
+            fix=f"It should be one line of less than {_COMMENT_BYTES} bytes; without it, app.name and"
+            " app.environment make the comment",
         )
     head = submissions[0]
     return tuple(

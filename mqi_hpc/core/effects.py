@@ -114,8 +114,8 @@ class Failure(StrEnum):
     """Our key or the host's is refused: stop trying and tell a person."""
     SPACE = "space"
     """Too little disk space, here or there: wait, and tell a person."""
-    SOURCE = "source"
-    """The file server that holds the case, or the results, has gone away: this transfer waits."""
+    FOLDER = "folder"
+    """A folder that this transfer needs, here or there, cannot be used: it waits, and a person is told."""
     CASE = "case"
     """Something is wrong with this case's own bytes or folders: this case only."""
 

@@ -8,6 +8,7 @@
     │   ├── TransportTimeout        an operation passed its deadline: its outcome is unknown
     │   └── ChannelRefused          the connection is fine, it takes no more sessions: later
     ├── ResourceError           too little disk space, no free slot: later
+    │   └── LocalFolderError        a folder here cannot be used: what needs it waits, nothing else
     ├── ProcessingError         work on one case went wrong: that case only
     │   ├── IntegrityError          bytes are not the bytes they should be
     │   └── RejectedCase            the case itself cannot be processed: a person decides
@@ -60,6 +61,10 @@ class ChannelRefused(ConnectionError):  # noqa: N818
 
 class ResourceError(MQIError):
     """Too little of something: disk space, slots."""
+
+
+class LocalFolderError(ResourceError):
+    """A folder on this machine cannot be written or entered: later, when a person has seen to it."""
 
 
 class ProcessingError(MQIError):

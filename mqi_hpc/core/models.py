@@ -172,7 +172,11 @@ class Submission(_Evolving):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(_Evolving):
-    """One run of the chain for some beams of a case."""
+    """One run of the chain for some beams of a case.
+
+    `cancelled` are the stages that we called off, `reruns` how often submit.sh was run again after its fate
+    was not known.
+    """
 
     job_id: str
     case_id: str
@@ -187,6 +191,7 @@ class Job(_Evolving):
     submissions: tuple[Submission, ...]
     refusal: str | None = None
     cancelled: tuple[str, ...] = ()
+    reruns: int = 0
 
     def submission(self, stage: str) -> Submission | None:
         """Return the submission of `stage` ("interpret", "beams" or "convert"), None where it has none."""

@@ -27,10 +27,16 @@ def slurm_tasks(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in tasks if task.type in STAGE_OF]
 
 
+def to_be_cleared(job: Job) -> bool:
+    """Whether a job that will never run may have left something in Slurm that is to be cancelled."""
+    return job.submit_state in (SubmitState.REFUSED, SubmitState.WITHDRAWN) and bool(job.cancelled)
+
+
 def watched(job: Job, tasks: Sequence[Task]) -> bool:
     """Whether the cluster is to be asked about a job: something of it may be in Slurm and is not judged."""
     sent = job.submit_state in (SubmitState.SUBMITTING, SubmitState.STANDING, SubmitState.AMBIGUOUS)
-    return sent and any(not task.status.terminal for task in slurm_tasks(tasks))
+    live = sent and any(not task.status.terminal for task in slurm_tasks(tasks))
+    return live or to_be_cleared(job)
 
 
 def next_task(job: Job, tasks: Sequence[Task], *, siblings_live: bool = False) -> Task | None:

@@ -162,9 +162,13 @@ def _convert_plan(case: Case, history: History, *, convert_only: bool) -> JobPla
             fix="`mqi-hpc show` tells how it stands",
         )
     if convert is not None and (not convert[1].status.terminal or _all_converted(convert[1], convert_only)):
-        state = "not ended yet" if not convert[1].status.terminal else "done"
+        if not convert[1].status.terminal:
+            raise ProcessingError(
+                f"{case.label}: {convert[0].name} has not ended yet, there is nothing to resubmit",
+                fix="`mqi-hpc show` tells how it stands; `mqi-hpc cancel` stops it",
+            )
         raise ProcessingError(
-            f"{case.label}: convert is {state}, there is nothing to resubmit",
+            f"{case.label}: convert is done, there is nothing to resubmit",
             fix="`mqi-hpc fetch` brings results home again",
         )
     return JobPlan(

@@ -11,6 +11,9 @@ from mqi_hpc.core.observation import MARK, NotParsed
 EXIT_AGAIN = 76
 """submit.sh's exit code where Slurm did not answer: nothing is in doubt, and it can be run again."""
 
+EXIT_BURNT = 77
+"""submit.sh's exit code where the head is not as the receipts say: this job's folder is used up."""
+
 _RECEIPT = re.compile(r"(\S+) ([1-9][0-9]{0,9}) ([0-9]{1,15})\Z")
 _CODE = re.compile(r"[0-9]{1,3}\Z")
 

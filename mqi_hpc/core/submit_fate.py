@@ -9,7 +9,7 @@ from enum import StrEnum
 from mqi_hpc.core.effects import Completion
 from mqi_hpc.core.models import STAGES
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
-from mqi_hpc.core.submission import EXIT_AGAIN, SubmitReport
+from mqi_hpc.core.submission import EXIT_AGAIN, EXIT_BURNT, SubmitReport
 
 _WORDS = 300
 
@@ -45,9 +45,11 @@ def meaning(report: SubmitReport, completion: Completion, stages: Sequence[str] 
         return Meaning(Fate.STANDS)
     if report.code == EXIT_AGAIN:
         return Meaning(Fate.AGAIN, f"Slurm: {'; '.join(report.notes) or 'no answer'}")
+    if report.code == EXIT_BURNT and report.head is not None:
+        return Meaning(Fate.REFUSED, _burnt(report.head))
     if report.failed is not None and report.code is not None:
         return _sbatch_failed(report.failed.stage, report.failed.lines, report.failed.exit_code)
-    return Meaning(Fate.DOUBT, _doubt(report, completion))
+    return Meaning(Fate.DOUBT, _doubt(completion))
 
 
 def _sbatch_failed(stage: str, lines: tuple[str, ...], exit_code: int) -> Meaning:
@@ -59,9 +61,14 @@ def _sbatch_failed(stage: str, lines: tuple[str, ...], exit_code: int) -> Meanin
     return Meaning(Fate.AGAIN, f"Slurm: {error.text}")
 
 
-def _doubt(report: SubmitReport, completion: Completion) -> str:
-    if report.head is not None:
-        return f"the chain's head is not as its receipt says: {report.head}"
+def _burnt(head: str) -> str:
+    return (
+        f"the chain's head is not as its receipt says ({head}): somebody cancelled it, or the controller lost"
+        " it; what is left of the chain is cancelled, `mqi-hpc resubmit` makes a new one"
+    )
+
+
+def _doubt(completion: Completion) -> str:
     if completion.error is not None:
         return f"the reply was lost: {completion.error}"
     words = " ".join(completion.output.split())[-_WORDS:]

@@ -13,7 +13,7 @@ from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus
 from mqi_hpc.core.outcome import case_status
 from mqi_hpc.core.resubmit import History, current_tasks
-from mqi_hpc.services.case_service import CaseService
+from mqi_hpc.services.case_service import TWIN, CaseService
 from mqi_hpc.services.history import read_history
 from mqi_hpc.services.intake_service import GROWN, LATE
 from mqi_hpc.services.job_service import JobService
@@ -121,9 +121,6 @@ class Desk:
             if not opened or len(unit.jobs.of_case(case_id)) > len(opened):
                 self._settle_case(unit, unit.cases.get(case_id) or case)
         self._changed(case_id)
-        for work in opened:
-            for text in work.notes:
-                self._listener(case_id, text)
 
     def tell(self, case_id: str, text: str) -> None:
         """Tell the listener something that changes nothing in the store."""
@@ -149,6 +146,10 @@ def attention_of(case: Case, history: History) -> str | None:
     for task in current_tasks(history):
         if task.status in (TaskStatus.SUSPECT, TaskStatus.LOST) or task.phase in ATTENTION_PHASES:
             return f"{task.type} {task.index}: {task.phase}{f': {task.detail}' if task.detail else ''}"
+    if TWIN in case.metadata:
+        return (
+            f"its files bear the names of {case.metadata[TWIN]}'s, with other bytes: which of them are right?"
+        )
     return LATE if GROWN in case.metadata else None
 
 

@@ -214,11 +214,6 @@ def _refuse_doubt(case: Case, newest: OpenJob) -> None:
         raise ProcessingError(
             f"{case.label} is being submitted at this moment", fix="Ask again in a minute", where="cancel"
         )
-    if newest.job.submit_state is SubmitState.AMBIGUOUS:
-        raise ProcessingError(
-            f"{case.label}: {newest.job.refusal}",
-            fix="It is looked for at every poll; cancel it when it is found, or by hand: scancel --name=...",
-        )
 
 
 def _call_off(work: OpenJob, why: str) -> bool:
@@ -226,7 +221,14 @@ def _call_off(work: OpenJob, why: str) -> bool:
     live = [task for task in work.tasks if not task.status.terminal]
     if not live:
         return False
+    if work.job.submit_state is SubmitState.AMBIGUOUS:
+        # A run of submit.sh may be alive still: recovery ends it when that can no longer be.
+        work.put_job(work.job.evolve(cancelled=work.job.stages))
+        return True
     if work.job.submit_state is not SubmitState.STANDING:
+        # Slurm may have taken a part of the chain, and refused the rest for now.
+        placed = tuple(s.stage for s in work.job.submissions if s.slurm_id is not None)
+        work.put_job(work.job.evolve(cancelled=placed))
         work.end_all(why, TaskStatus.CANCELLED, "cancelled")
         work.mark(SubmitState.WITHDRAWN, why)
         return True

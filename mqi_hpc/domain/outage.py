@@ -8,6 +8,7 @@ _REFUSED_SECONDS = 900.0
 """Between attempts after our key or the host's was refused: a person has to act, an account may be locked."""
 _STEADY_AFTER = 5
 _JITTER = 0.2
+_SOON_SECONDS = 5.0
 
 
 class Outage:
@@ -58,6 +59,12 @@ class Outage:
             wait = self._retry.max_delay * (1.0 + _JITTER * draw)
         self._next = now + wait
         return True
+
+    def undecided(self, now: float) -> None:
+        """Note that an attempt came to an end that tells nothing of the way: another may be made soon."""
+        if self._probing:
+            self._probing = False
+            self._next = now + _SOON_SECONDS
 
     def succeeded(self) -> bool:
         """Note that the way is open; True where it was not before."""

@@ -79,9 +79,7 @@ class Scans:
         self._flying = False
         report = completion.payload
         error = completion.error or (
-            report.error
-            if isinstance(report, ScanReport)
-            else "it brought no report"
+            report.error if isinstance(report, ScanReport) else "it brought no report"
         )
         if error or not isinstance(report, ScanReport):
             # Said when it begins, not at every scan of a long outage.

@@ -164,8 +164,8 @@ class SystemMonitor:
         if loop.refused:
             yield Finding(
                 status=HealthStatus.FAILING,
-                what=f"the cluster refuses us, and is not asked again: {loop.outage_why}",
-                cure="`mqi-hpc doctor` tells what to mend; then restart the daemon",
+                what=f"the cluster refuses us, and is asked again only every 15 minutes: {loop.outage_why}",
+                cure="`mqi-hpc doctor` tells what to mend; a restart of the daemon asks at once",
             )
         elif loop.outage_failures:
             times = f"{loop.outage_failures} time{'s' if loop.outage_failures > 1 else ''} in a row"
@@ -200,7 +200,7 @@ class SystemMonitor:
             yield Finding(
                 status=HealthStatus.WARNING,
                 what=f"{loop.attention} {some} attention",
-                cure="`mqi-hpc status` says which, `mqi-hpc why CASE` says why",
+                cure="`mqi-hpc status` says which, `mqi-hpc show CASE` says more",
             )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IClock, IStore, IUnit
 from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import next_task, slurm_tasks
+from mqi_hpc.core.next_task import next_task, slurm_tasks, to_be_cleared
 from mqi_hpc.core.resubmit import History
 from mqi_hpc.services.history import read_history
 
@@ -128,7 +128,8 @@ def _in_hand(unit: IUnit, case_id: str) -> _InHand | None:
     history = read_history(unit, case_id)
     if not history.jobs:
         return _InHand((0, 0.0, case_id), None, begun=False)
-    if all(task.status.terminal for tasks in history.tasks.values() for task in tasks):
+    ended = all(task.status.terminal for tasks in history.tasks.values() for task in tasks)
+    if ended and not any(map(to_be_cleared, history.jobs)):
         return None
     job = history.jobs[-1]
     tasks = history.tasks[job.job_id]

@@ -6,7 +6,9 @@ from mqi_hpc.core.effects import Completion, Failure
 from mqi_hpc.core.models import SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.domain.desk import OpenJob
 
-_AGAIN = frozenset({Failure.OUTAGE, Failure.ACCESS, Failure.SPACE, Failure.SOURCE})
+_PHASES = {Failure.SPACE: "no space", Failure.FOLDER: "waiting"}
+"""Phases that ask for attention: a person has to see to a disk or a folder."""
+_AGAIN = frozenset({Failure.OUTAGE, Failure.ACCESS, Failure.SPACE, Failure.FOLDER})
 
 
 def apply_transfer(work: OpenJob, task: Task, completion: Completion) -> bool:
@@ -26,7 +28,7 @@ def apply_transfer(work: OpenJob, task: Task, completion: Completion) -> bool:
             work.mark(SubmitState.UPLOADED, "")
         return False
     if completion.failure in _AGAIN:
-        phase = "no space" if completion.failure is Failure.SPACE else "paused"
+        phase = _PHASES.get(completion.failure, "paused")
         if (task.phase, task.detail) != (phase, completion.error):
             # Said once, not at every attempt of a long night.
             work.notes.append(f"{'upload' if upload else 'download'}: {completion.error}")

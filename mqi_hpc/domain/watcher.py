@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
-from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IStore
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import slurm_tasks, watched
-from mqi_hpc.core.observation import NotParsed
-from mqi_hpc.core.submission import parse_receipt
+from mqi_hpc.core.next_task import slurm_tasks, to_be_cleared, watched
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.domain.reconciler import Reconciler
-from mqi_hpc.domain.submitter import Cancels, adopt, ambiguous, stands
+from mqi_hpc.domain.recovery import clear, recover
+from mqi_hpc.domain.submitter import Cancels
 from mqi_hpc.records.chain import Chain, decode_chain
 from mqi_hpc.records.layout import CHAIN, output_folder
 from mqi_hpc.services.job_service import JobService
@@ -36,13 +34,21 @@ class Watcher:
     """Plans polls and applies them."""
 
     def __init__(
-        self, store: IStore, desk: Desk, jobs: JobService, reconciler: Reconciler, *, accounting: str
+        self,
+        store: IStore,
+        desk: Desk,
+        jobs: JobService,
+        reconciler: Reconciler,
+        *,
+        accounting: str,
+        submit_seconds: float,
     ) -> None:
         self._store = store
         self._desk = desk
         self._jobs = jobs
         self._reconciler = reconciler
         self._accounting = accounting
+        self._submit_seconds = submit_seconds
         self._chains: dict[str, Chain] = {}
         self._unseen: set[str] = set()
 
@@ -104,8 +110,12 @@ class Watcher:
     def _apply_to(self, work: OpenJob, evidence: Evidence, elapsed: float) -> tuple[Cancels, bool]:
         """Bring one job in line; returns what to cancel of it, and whether it will change soon."""
         job_id = work.job.job_id
-        if work.job.submit_state is not SubmitState.STANDING and not _adopted(work, evidence):
-            return (), True
+        if to_be_cleared(work.job):
+            return clear(work, evidence), True
+        if work.job.submit_state is not SubmitState.STANDING:
+            doubt = recover(work, evidence, elapsed, self._submit_seconds)
+            if not doubt.stands:
+                return doubt.cancels, True
         found = self._reconciler.reconcile(work.job, self._chain(work), work.tasks, evidence, elapsed)
         if found.unseen:
             self._unseen.add(job_id)
@@ -134,29 +144,6 @@ def sentence(case: Case, task: Task) -> str:
     tail = f" ({task.detail})" if task.detail else ""
     noted = f" [{task.noted}]" if task.noted and task.status is TaskStatus.COMPLETED else ""
     return f"{who}: {task.phase}{where}{tail}{noted}"
-
-
-def _adopted(work: OpenJob, evidence: Evidence) -> bool:
-    """Whether a chain of unknown fate is found to stand after all: receipts there, head not held."""
-    lines = evidence.receipts(work.job.job_id)
-    if lines is None or evidence.queue is None:
-        return False
-    try:
-        receipts = {stage: parse_receipt(line) for stage, line in lines.items() if stage in STAGE_OF.values()}
-        complete = adopt(work, receipts)
-    except (NotParsed, ProcessingError) as error:
-        ambiguous(work, str(error))
-        return False
-    head = work.job.head
-    held = any(
-        row.reason.startswith("JobHeld")
-        for row in evidence.queue
-        if row.name == head.name and row.job == head.slurm_id
-    )
-    if not complete or held:
-        return False
-    stands(work)
-    return True
 
 
 def _number(case: Case, task: Task) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Scan, Submit, Upload
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds, IStore
 from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import head_of, task_of
@@ -23,6 +24,7 @@ from mqi_hpc.services.job_service import JobService
 from mqi_hpc.services.transfer_service import TransferService
 
 _IDLE_SECONDS = 1.0
+_SILENT = "does not answer, and is asked again"
 
 
 @dataclass(slots=True)
@@ -100,6 +102,11 @@ class WorkflowOrchestrator:
             with self._desk.open(jobs[-1].job_id) as work:
                 ambiguous(work, "this program ended while it was being submitted")
 
+    def take(self, case_id: str) -> None:
+        """Take a case in hand because a person asks: where the cluster is away, it is tried again at once."""
+        self.outage.retry_now()
+        self.process_case(case_id)
+
     @property
     def cases(self) -> tuple[str, ...]:
         """The cases in hand."""
@@ -163,6 +170,8 @@ class WorkflowOrchestrator:
         return False
 
     def _patience(self) -> float:
+        if self._quiet:
+            return _IDLE_SECONDS
         now = self._clock.monotonic()
         waits = [_IDLE_SECONDS]
         if self.outage.active:
@@ -215,7 +224,7 @@ class WorkflowOrchestrator:
         effect = completion.effect
         if isinstance(effect, Scan):
             for case_id in self._scans.apply(completion) if self._scans is not None else ():
-                self.process_case(case_id)
+                self._take_up(case_id)
             return
         self._note_outage(completion)
         if isinstance(effect, Observe):
@@ -227,10 +236,19 @@ class WorkflowOrchestrator:
         elif isinstance(effect, Upload | Download):
             self._transferred(effect, completion)
 
+    def _take_up(self, case_id: str) -> None:
+        try:
+            self.process_case(case_id)
+        except (ConfigurationError, ProcessingError) as error:
+            # A template or a machine that is not there: the next case may be of another.
+            self._desk.tell(case_id, f"cannot be begun: {error}")
+
     def _note_outage(self, completion: Completion) -> None:
         now = self._clock.monotonic()
         if completion.failure not in (Failure.OUTAGE, Failure.ACCESS):
-            if completion.error is None and self.outage.succeeded():
+            if completion.error is not None:
+                self.outage.undecided(now)
+            elif self.outage.succeeded():
                 self._tell_all("the cluster answers again")
                 self._scheduler.resume()
             return
@@ -239,7 +257,8 @@ class WorkflowOrchestrator:
         new = self.outage.failed(now, completion.error or "", refused=refused, draw=self._ids.draw())
         if first:
             self.counts.outages += 1
-            self._tell_all(f"the cluster does not answer, and is asked again: {completion.error}")
+            what = "refuses us, and is asked again in 15 minutes" if refused else _SILENT
+            self._tell_all(f"the cluster {what}: {completion.error}")
         if new:
             self._log.warning("cluster not reached", failures=self.outage.failures, why=self.outage.why)
 

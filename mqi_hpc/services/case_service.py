@@ -14,6 +14,9 @@ from mqi_hpc.core.models import Beam, Case, CaseStatus, InputFile, case_key
 from mqi_hpc.records.manifest import subset_digest
 from mqi_hpc.services.refusals import Refusals, is_refusal, lines_of, plain, settled
 
+TWIN = "twin"
+"""Key in a case's metadata: the label of a case whose deliveries have the same names, and other bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Registration:
@@ -147,6 +150,8 @@ class CaseService:
         if known is not None:
             return known, False
         case = self._case(unit, folder, fraction)
+        if (twin := _twin(unit, folder, fraction)) is not None:
+            case = case.evolve(metadata={**case.metadata, TWIN: twin.label})
         unit.cases.put(case)
         data = {"label": case.label, "identity": name, "beams": [b.number for b in case.beams]}
         unit.event("registered", key, data)
@@ -212,6 +217,15 @@ class CaseService:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now(), UTC)
+
+
+def _twin(unit: IUnit, folder: str, fraction: Fraction) -> Case | None:
+    """Return a registered case of the folder with a delivery of the same name, and so with other bytes."""
+    infos = {d.info.path for _, pieces in fraction.deliveries_by_beam for d in pieces if d.info is not None}
+    for case in unit.cases.all():
+        if case.folder == folder and infos & {file.local for file in case.files}:
+            return case
+    return None
 
 
 def late(case: Case, fraction: Fraction) -> bool:

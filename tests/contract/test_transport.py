@@ -23,6 +23,7 @@ from mqi_hpc.core.errors import (
     ConfigurationError,
     ConnectionError,
     IntegrityError,
+    LocalFolderError,
     MQIError,
     ProcessingError,
     ResourceError,
@@ -620,5 +621,5 @@ def test_results_that_cannot_be_written_are_a_matter_of_settings(
 ) -> None:
     world, download, _ = dose
     (world.home / "results").write_bytes(b"a file in the way")
-    with pytest.raises(ConfigurationError, match=r"paths\.local_results"):
+    with pytest.raises(LocalFolderError, match=r"paths\.local_results"):
         world.transfer().download(download)

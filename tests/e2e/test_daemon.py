@@ -27,6 +27,7 @@ def config(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
         tmp_path,
         moqui={"grid": GRID},
         paths={"remote_workspace": workspace},
+        privacy={"names": True},
         processing={"quiet_seconds": 2, "scan_interval_seconds": 1, "poll_max_seconds": 2},
     )
     cluster.reset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from mqi_hpc.controllers.parts import Parts
+from mqi_hpc.core.effects import JobQuery, Observe
+from mqi_hpc.infrastructure.config import ConfigLoader
 from tests.support.cli import PROGRAM, Completed, mqi
 from tests.support.cluster import Cluster, wait_until
 from tests.support.daemon import DaemonProcess
@@ -70,7 +74,7 @@ class Place:
     other: str = ""
 
     def play(self, scene: str) -> list[str]:
-        """Run a scene's blocks in the page's order; each must do what the page says. Returns their outputs."""
+        """Run a scene's blocks in the page's order; each must do as the page says. Returns their words."""
         mine = [block for block in blocks() if block.scene == scene]
         assert mine, scene
         return [self._run(block) for block in mine]
@@ -151,6 +155,26 @@ def attention(daemon: DaemonProcess, label: str) -> str:
     return next(case["attention"] or "" for case in daemon.cases() if case["label"] == label)
 
 
+def processes_of_a_poll(place: Place) -> int:
+    """How many processes a poll starts on the login node, for one job with two tasks not yet judged.
+
+    In a PID namespace of its own, process numbers count.
+    """
+    records = (("beam", "dose/beam_2"), ("convert", "results"))
+    query = JobQuery(ref="job", folder=f"{place.workspace}/{place.key}/j01", records=records)
+    parts = Parts(ConfigLoader().load(place.config))
+    script = parts.renderer.observe_script(Observe(nonce="nonce", jobs=(query,), sacct_ids=(1,)))
+    parts.close()
+    inside = """last() { read -r n </proc/sys/kernel/ns_last_pid; echo "$n" >&2; }
+        last; su mqi -s /bin/bash -c "bash -s" >/tmp/poll.out; last"""
+    done = place.cluster.root(f"unshare --pid --fork --mount-proc bash -c {shlex.quote(inside)}", script)
+    first, last = map(int, done.stderr.split())
+    said = place.cluster.root("cat /tmp/poll.out; rm /tmp/poll.out").stdout
+    assert "END squeue 0" in said and "END space 0" in said
+    # Not ours: su, and the shell it starts.
+    return last - first - 2
+
+
 def limits(place: Place) -> str:
     return place.cluster.root("scontrol show assoc_mgr users=mqi flags=assoc").stdout
 
@@ -158,6 +182,20 @@ def limits(place: Place) -> str:
 def refusals(daemon: DaemonProcess) -> str:
     """Why what has not been begun of the cases waits."""
     return "; ".join(task["detail"] for case in daemon.cases() for task in case["tasks"])
+
+
+def stages_ran(place: Place, key: str) -> dict[str, int]:
+    """How many rows of each stage of a case accounting holds, once all of them have ended."""
+
+    def ended() -> list[str]:
+        command = "sacct -n -P -X -D -S now-1hour -u mqi -o JobName,State"
+        rows = [r for r in place.cluster.ssh(command, check=True).stdout.splitlines() if f"-{key}-" in r]
+        return rows if len(rows) >= 4 and not re.search("PENDING|RUNNING", " ".join(rows)) else []
+
+    stages = [
+        row.partition("|")[0].rpartition("-")[2] for row in wait_until(ended, 90, "rows that have ended")
+    ]
+    return {stage: stages.count(stage) for stage in stages}
 
 
 def beam_runs(place: Place, key: str) -> bool:
@@ -198,6 +236,7 @@ def test_seeing_and_pausing_us(place: Place) -> None:
         live = with_cases(place, hanging(place, daemon, "A001"))
         wait_until(lambda: "running" in mqi(place.config, "show", live.key).stdout, 60, "seen as running")
         live.play("live")
+        assert processes_of_a_poll(live) <= 20 + 15 + 6 * 2, "docs/for-admins.md, the login node"
         live.play("hold")
         wait_until(lambda: "held" in attention(daemon, "A001-f01"), 120, "a case that asks for attention")
         live.play("release")
@@ -221,6 +260,22 @@ def test_a_shut_door_makes_cases_wait(place: Place) -> None:
         daemon.until({"B001-f01": "completed"})
 
 
+def test_a_limit_in_the_middle_of_a_chain_leaves_its_head_held(place: Place) -> None:
+    """Each task of an array counts: two beams need room for four."""
+    place.cluster.root("sacctmgr --immediate modify user where name=mqi set MaxSubmitJobs=2")
+    wait_until(lambda: "MaxSubmitJobs=2(" in limits(place), 60, "slurmctld knows of the limit")
+    with DaemonProcess(place.config) as daemon:
+        sample(place, "F001")
+        daemon.until({"F001-f01": "processing"})
+        wait_until(lambda: "AssocMaxSubmitJobLimit" in refusals(daemon), 120, "an array Slurm does not take")
+        queue = place.cluster.root("squeue -h -u mqi -o '%j %T %r'").stdout.split()
+        assert queue[0].endswith("-interpret") and queue[1:] == ["PENDING", "JobHeldUser"]
+        place.play("door-open")
+        daemon.until({"F001-f01": "completed"})
+        key = key_of(daemon, "F001-f01")
+    assert stages_ran(place, key) == {"interpret": 1, "beams": 2, "convert": 1}
+
+
 def test_who_cancels_is_obeyed(place: Place) -> None:
     place.cluster.fault(2, "hang")
     with DaemonProcess(place.config) as daemon:
@@ -237,7 +292,15 @@ def test_who_cancels_is_obeyed(place: Place) -> None:
         assert [case["job"] for case in cancelled] == ["j01", "j01"]
         details = [beam["detail"] for case in cancelled for beam in case["beams"] if beam["number"] == 2]
         assert all("cancelled" in detail for detail in details) and len(details) == 2
+        # Never eligible to run, the converts are in accounting under their ids, whatever a time range shows.
+        ids = [t["slurm_id"] for case in cancelled for t in case["tasks"] if t["task"] == "convert"]
+        wait_until(lambda: cancelled_rows(place, ids) == len(ids) == 2, 90, "two cancelled converts")
         assert daemon.stop()[0] == 0
+
+
+def cancelled_rows(place: Place, ids: list[str]) -> int:
+    out = place.cluster.ssh(f"sacct -n -P -X -D -j {','.join(ids)} -o State", check=True).stdout
+    return out.count("CANCELLED")
 
 
 def test_cleaning_by_hand(place: Place) -> None:

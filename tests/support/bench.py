@@ -165,7 +165,9 @@ class Bench:
             self.scheduler.changed,
         )
         reconciler = Reconciler(Limits(settle=20.0, lag=60.0, debounce=10.0))
-        self.watcher = Watcher(store, desk, self.jobs, reconciler, accounting=self.accounting)
+        self.watcher = Watcher(
+            store, desk, self.jobs, reconciler, accounting=self.accounting, submit_seconds=30.0
+        )
         ids = Ids()
         self.polls = Polls(
             watcher=self.watcher,

@@ -8,13 +8,13 @@ import pytest
 
 from mqi_hpc.controllers.application import Application, Outcome
 from mqi_hpc.core.effects import Completion, Download, Effect, Failure, Submit, Upload
-from mqi_hpc.core.errors import AuthenticationError, ConnectionError, LockHeld, ResourceError
+from mqi_hpc.core.errors import AuthenticationError, ConnectionError, LockHeld, ProcessingError, ResourceError
 from mqi_hpc.core.intake import Fault, Rejected
-from mqi_hpc.core.requests import Reply, Request
+from mqi_hpc.core.requests import Reply, Request, Verb
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.request_desk import RequestDesk
 from mqi_hpc.services.case_service import Registration
-from tests.support.bench import KEY, Bench
+from tests.support.bench import KEY, Bench, make_case
 
 
 class Lifecycle:
@@ -182,7 +182,15 @@ def test_too_little_space_on_the_cluster_ends_the_wait(desktop: Desktop) -> None
     desktop.bench.world.fail(Upload, Failure.SPACE, "3 GB are free")
     outcome = desktop.submit()
     assert outcome.exit_code == 1
-    assert "make room" in outcome.notes[-1]
+    assert "3 GB are free" in outcome.notes[-1]
+
+
+def test_a_folder_that_cannot_be_used_ends_the_wait(desktop: Desktop) -> None:
+    desktop.bench.world.fail(Upload, Failure.FOLDER, "the case's folder is empty")
+    outcome = desktop.submit()
+    assert outcome.exit_code == 1
+    assert "the case's folder is empty" in outcome.notes[-1]
+    assert "empty" in (outcome.cases[0].attention or "")
 
 
 def test_too_little_space_here_is_said_first(desktop: Desktop) -> None:
@@ -194,11 +202,20 @@ def test_too_little_space_here_is_said_first(desktop: Desktop) -> None:
 
 def test_a_doubtful_submission_is_looked_for_as_long_as_it_can_live(desktop: Desktop) -> None:
     desktop.bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
+    desktop.finishes()
+    outcome = desktop.submit()
+    assert outcome.exit_code == 0
+    assert desktop.bench.clock.time >= 30.0
+    assert len(desktop.bench.world.started(Submit)) == 2
+
+
+def test_who_does_not_get_out_of_doubt_is_told(desktop: Desktop) -> None:
+    for _ in range(10):
+        desktop.bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
     outcome = desktop.submit()
     assert outcome.exit_code == 1
     assert "the link broke" in (outcome.cases[0].attention or "")
-    assert desktop.bench.clock.time >= 30.0
-    assert len(desktop.bench.world.started(Submit)) == 1
+    assert len(desktop.bench.world.started(Submit)) == 4
 
 
 def test_results_that_did_not_come_home_are_fetched_again(desktop: Desktop) -> None:
@@ -264,3 +281,79 @@ def test_run_leads_what_is_unfinished(desktop: Desktop) -> None:
     bench.world.answers[Download] = [stop_when_done]
     desktop.application.run()
     assert bench.report.status == "completed"
+
+
+def test_a_priority_is_kept_before_anything_is_sent(desktop: Desktop) -> None:
+    bench = desktop.bench
+    desktop.application.submit("/cases/x", None, wait=False, priority=9)
+    with bench.store.transaction(write=False) as unit:
+        assert [job.priority for job in unit.jobs.of_case(KEY)] == [9]
+
+
+# Orders
+
+
+def order(verb: Verb, **more: object) -> Request:
+    return Request(request_id="7", verb=verb, case_id=KEY, who="me", **more)  # type: ignore[arg-type]
+
+
+def test_an_order_that_cannot_be_carried_out_is_an_error(desktop: Desktop) -> None:
+    with pytest.raises(ProcessingError, match="nothing to fetch"):
+        desktop.application.order(order(Verb.FETCH), wait=False)
+
+
+def test_a_cancel_is_fine_and_let_out_before_the_end(desktop: Desktop) -> None:
+    desktop.submit(wait=False)
+    desktop.bench.wire()
+    desktop.wire()
+    outcome = desktop.application.order(order(Verb.CANCEL, reason="wrong plan"), wait=False)
+    assert outcome.exit_code == 0
+    assert "is cancelled there" in outcome.notes[0]
+    assert {row.word for row in desktop.bench.world.rows} == {"CANCELLED"}
+
+
+def test_a_cancel_before_anything_was_sent_is_fine_too(desktop: Desktop) -> None:
+    outcome = desktop.application.order(order(Verb.CANCEL), wait=False)
+    assert (outcome.exit_code, outcome.cases[0].status) == (0, "cancelled")
+    assert desktop.bench.world.log == []
+
+
+def test_what_is_fetched_is_at_home_when_it_ends(desktop: Desktop) -> None:
+    """Though nobody waits for the case: it takes its time."""
+    desktop.finishes()
+    assert desktop.submit().exit_code == 0
+    world = desktop.bench.world
+    fetched, began = len(world.started(Download)), world.clock.time
+    world.silent.add(Download)
+    real = desktop.asked.take
+
+    def take() -> list[Request]:
+        started = world.started(Download)[fetched:]
+        if started and world.clock.time > began + 60 and Download in world.silent:
+            world.silent.discard(Download)
+            world._waiting.append(world._answer(started[0]))
+        assert world.clock.time < began + 600, "goes on"
+        return real()
+
+    desktop.asked.take = take  # type: ignore[method-assign]
+    outcome = desktop.application.order(order(Verb.FETCH), wait=False)
+    assert (outcome.exit_code, outcome.cases[0].status) == (0, "completed")
+    assert len(world.started(Download)) == fetched + 1
+
+
+def test_while_it_leads_it_serves_others(desktop: Desktop) -> None:
+    with desktop.bench.store.transaction() as unit:
+        unit.cases.put(make_case(key="bbbbbbbbbbbb"))
+    desktop.asked.requests = [Request(request_id="1", verb=Verb.LEAD, case_id="bbbbbbbbbbbb", who="other")]
+    desktop.submit(wait=False)
+    (reply,) = desktop.asked.replies
+    assert (reply.refused, reply.stays) == (False, False)
+    assert "bbbbbbbbbbbb" in desktop.bench.orchestrator.cases
+
+
+def test_another_case_is_led_beside(desktop: Desktop) -> None:
+    with desktop.bench.store.transaction() as unit:
+        unit.cases.put(make_case(key="bbbbbbbbbbbb"))
+    desktop.application.lead_too("bbbbbbbbbbbb")
+    assert desktop.application.lead([KEY], wait=False).exit_code == 0
+    assert desktop.bench.reports.case("bbbbbbbbbbbb").job == "j01"

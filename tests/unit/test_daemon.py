@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from structlog.testing import capture_logs
 
 from mqi_hpc.controllers.daemon import Daemon, End
 from mqi_hpc.core.effects import Completion, Effect, Failure, Observe, Scan, Submit, Upload
-from mqi_hpc.core.errors import StateError
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError, StateError
 from mqi_hpc.core.intake import ScanReport
-from mqi_hpc.core.models import CaseStatus
+from mqi_hpc.core.models import CaseStatus, Job
 from mqi_hpc.core.monitoring import Health, HealthStatus, LoopState
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.retry import RetryPolicy
@@ -20,13 +21,14 @@ from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.system_monitor import SystemMonitor
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
 from mqi_hpc.services.intake_service import IntakeOutcome
+from mqi_hpc.services.job_service import JobService
 from mqi_hpc.services.transfer_service import TransferService
 from tests.support.bench import KEY, Bench, make_case
 from tests.support.world import Ids
 from tests.unit.test_application import Asked
 from tests.unit.test_system_monitor import LIMITS, Probe
 
-MANY = 2000
+MANY = 50_000
 """Turns after which a test gives up."""
 
 
@@ -326,6 +328,8 @@ def test_a_reload_waits_no_longer_than_five_minutes(station: Station) -> None:
 
     assert station.run(asked) is End.RELOAD
     assert 300 <= bench.clock.time - began[0] <= 302
+    # A turn a second or so: it waits, it does not spin.
+    assert station.notifier.beats < 2000
     station.asked_to_reload = False
     station.wire()
     station.run(never, seconds=20)
@@ -367,6 +371,32 @@ def test_asked_to_end_while_a_reload_waits_it_ends(station: Station) -> None:
 
 
 # What fails
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (ConfigurationError("machines does not list G9"), "machines does not list G9"),
+        (ProcessingError("P-Smith cannot be sent"), "ProcessingError"),
+    ],
+)
+def test_one_case_that_cannot_be_begun_stops_no_other(
+    station: Station, monkeypatch: pytest.MonkeyPatch, error: Exception, logged: str
+) -> None:
+    with station.bench.store.transaction() as unit:
+        unit.cases.put(make_case(key="aaaaaaaaaaaa"))
+    real = station.bench.jobs.create_job
+
+    def create(case_id: str) -> Job:
+        if case_id != KEY:
+            raise error
+        return real(case_id)
+
+    monkeypatch.setattr(JobService, "create_job", lambda _, case_id: create(case_id))
+    with capture_logs() as logs:
+        station.run(station.stands)
+    (entry,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert (entry["case_id"], entry["why"]) == ("aaaaaaaaaaaa", logged)
 
 
 def test_a_store_that_fails_ends_it_with_the_error(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-TABLES = [ROOT / name for name in ("SECURITY.md", "docs/specification.md", "docs/footguns.md")]
+TABLES = [
+    ROOT / name for name in ("SECURITY.md", "docs/specification.md", "docs/footguns.md", "docs/for-admins.md")
+]
 _CODE = re.compile(r"`([^`\n]+)`")
 _NAMED = re.compile(
     r"(?P<path>(?:mqi_hpc|tests|docs|config|job_templates|docker|dev\.d|benchmarks)/[\w./*-]*|pyproject\.toml"
-    r"|requirements\.lock|(?:README|CONTRIBUTING|CHANGELOG|SECURITY)\.md)(?:::(?P<name>[\w.]+))?\Z"
+    r"|requirements\.lock|(?:README(?:\.ko)?|CONTRIBUTING|CHANGELOG|SECURITY)\.md)(?:::(?P<name>[\w.]+))?\Z"
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -115,23 +120,19 @@ def test_no_module_listens() -> None:
     assert [relative(path) for path in sources if serving.search(path.read_text(encoding="utf-8"))] == []
 
 
-def test_the_specification_names_every_setting() -> None:
-    from mqi_hpc.infrastructure.config.models import AppConfig
-    from mqi_hpc.infrastructure.config.types import Section
+def test_the_specification_names_every_setting_with_its_test() -> None:
+    from tests.unit.test_settings import TESTED
 
-    def keys(section: type[Section], prefix: str) -> list[str]:
-        found = []
-        for name, field in section.model_fields.items():
-            kind = field.annotation
-            if isinstance(kind, type) and issubclass(kind, Section):
-                found += keys(kind, f"{prefix}{name}.")
-            else:
-                found.append(prefix + name)
-        return found
-
-    text = (ROOT / "docs/specification.md").read_text(encoding="utf-8")
-    said = set(_CODE.findall(text))
-    assert [key for key in keys(AppConfig, "") if key not in said] == []
+    text = (ROOT / "docs/specification.md").read_text(encoding="utf-8").partition("\n## Settings\n")[2]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    said = {setting: _CODE.findall(row[2]) for row in rows for setting in _CODE.findall(row[0])}
+    assert sorted(said) == sorted(TESTED)
+    here = "tests/unit/test_settings.py::"
+    named_for = {
+        setting: {test.removeprefix(here) for test in tests if test.startswith(here)}
+        for setting, tests in said.items()
+    }
+    assert [setting for setting, test in TESTED.items() if test not in named_for[setting]] == []
 
 
 def protocols() -> dict[str, list[str]]:
@@ -157,3 +158,77 @@ def test_the_specification_names_every_value() -> None:
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     for kind in (CaseStatus, JobStatus, TaskType, TaskStatus, SubmitState):
         assert [value for value in kind if f"`{value}`" not in rows[kind.__name__]] == []
+
+
+MANUALS = [
+    ROOT / name for name in ("README.md", "README.ko.md", "docs/for-admins.md", "docs/for-physicists.md")
+]
+_CALL = re.compile(r"(?:^|`)mqi-hpc (?!--)(?P<words>[^`#|\n]+)", re.MULTILINE)
+
+
+def calls(document: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """The commands of ours that a document names, each with its options."""
+    found = [match["words"].split() for match in _CALL.finditer(document.read_text(encoding="utf-8"))]
+    return [(words[0], tuple(word for word in words if word.startswith("--"))) for words in found]
+
+
+@pytest.mark.parametrize("document", MANUALS, ids=relative)
+def test_commands_exist_with_their_options(document: Path) -> None:
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    from mqi_hpc.cli import app
+
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    options = {name: {opt for p in one.params for opt in p.opts} for name, one in group.commands.items()}
+    named = calls(document)
+    assert named
+    assert [name for name, _ in named if name not in options] == []
+    assert [call for call in named if not set(call[1]) <= options[call[0]]] == []
+
+
+def test_the_korean_readme_has_the_same_commands_and_links() -> None:
+    english, korean = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ko.md"))
+    assert calls(ROOT / "README.ko.md") == calls(ROOT / "README.md")
+    said, repeated = (set(_LINK.findall(text)) - {"README.md", "README.ko.md"} for text in (english, korean))
+    assert repeated == said
+
+
+@pytest.mark.parametrize("document", MANUALS, ids=relative)
+def test_settings_exist(document: Path) -> None:
+    from mqi_hpc.infrastructure.config.models import AppConfig
+
+    sections = {name: field.annotation for name, field in AppConfig.model_fields.items()}
+    pattern = re.compile(rf"(?!stages\.pyz)(?P<section>{'|'.join(sections)})\.(?P<key>[a-z_0-9]+)")
+    named = [m for text in _CODE.findall(document.read_text(encoding="utf-8")) if (m := pattern.match(text))]
+    assert named
+    unknown = [m[0] for m in named if m["key"] not in getattr(sections[m["section"]], "model_fields", {})]
+    assert unknown == []
+
+
+def test_metrics_of_the_admins_page_exist() -> None:
+    page = (ROOT / "docs/for-admins.md").read_text(encoding="utf-8")
+    source = (ROOT / "mqi_hpc/core/metrics.py").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bmqi_hpc_(\w+)", page))
+    assert named
+    assert [name for name in named if f'"{name.removesuffix("_total")}"' not in source] == []
+
+
+def test_the_physicists_page_says_every_word() -> None:
+    from mqi_hpc.core.models import CaseStatus, TaskStatus
+    from mqi_hpc.core.slurm_states import LIVE
+    from mqi_hpc.domain.desk import ATTENTION_PHASES
+
+    page = (ROOT / "docs/for-physicists.md").read_text(encoding="utf-8").replace("\n", " ")
+    words = {*CaseStatus, *TaskStatus, *LIVE.values(), *ATTENTION_PHASES, "settling", "deferred", "paused"}
+    assert [word for word in words if not re.search(rf"\b{word}\b", page)] == []
+
+
+def test_the_tour_names_files_that_exist() -> None:
+    tour = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Working")[0]
+    named = [text for text in _CODE.findall(tour) if re.fullmatch(r"[a-z_]+/[\w./]*", text)]
+    assert len(named) > 20
+    assert [
+        name for name in named if not ((ROOT / "mqi_hpc" / name).exists() or (ROOT / name).exists())
+    ] == []

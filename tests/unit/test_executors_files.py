@@ -93,6 +93,7 @@ def test_a_file_server_that_fails_is_not_the_files_fault(
     def fails(*_: object, **__: object) -> int:
         raise OSError(number, os.strerror(number))
 
+    (tmp_path / "x").touch()
     monkeypatch.setattr(files.os, "open", fails)
     with pytest.raises(OSError, match=str(tmp_path)) as caught:
         list(read_registered(str(tmp_path), registered(b"x")))

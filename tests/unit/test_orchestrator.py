@@ -286,10 +286,11 @@ def test_a_slurm_that_does_not_answer_the_script_is_asked_again(bench: Bench) ->
     assert len(bench.world.started(Submit)) == 2
 
 
-def test_a_burnt_head_is_held(bench: Bench) -> None:
+def test_a_burnt_head_uses_the_job_up(bench: Bench) -> None:
     bench.world.say(Submit, ["BEGIN", "HEAD not seen", "DONE 77"], 77)
-    bench.turn(10)
-    assert "head" in (bench.report.attention or "")
+    report = bench.until("failed")
+    assert "the chain's head is not as its receipt says (not seen)" in (report.refusal or "")
+    assert "resubmit" in (report.refusal or "")
 
 
 def test_silence_of_submit_sh_is_held(bench: Bench) -> None:

@@ -641,7 +641,7 @@ def test_what_is_closed_while_it_begins_ends(stirring: Stirring, monkeypatch: py
     threads = threading.active_count()
     stirring.watch()
     assert stirring._observer is None
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_without_inotify_it_polls_and_says_why(stirring: Stirring, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_an_outage_is_told_when_it_begins_when_it_changes_and_when_it_ends(site:
     begun = site.scans.last
     for error in ("no such folder", "no such folder", "it hangs"):
         assert site.scan(ScanReport(error=error)) == ()
-    assert site.scan(error="it hangs", failure=Failure.SOURCE) == ()
+    assert site.scan(error="it hangs", failure=Failure.FOLDER) == ()
     assert [text.rpartition(": ")[2] for _, text in site.said] == ["no such folder", "it hangs"]
     assert site.scans.last == begun
     assert len(site.applied) == 1

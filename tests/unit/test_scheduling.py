@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mqi_hpc.core.effects import Download, Observe, Submit, Upload
+from mqi_hpc.core.effects import Download, Observe, Prune, Submit, Upload
+from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import CaseStatus, SubmitState
 from mqi_hpc.core.requests import Request, Verb
+from mqi_hpc.core.resubmit import JobPlan
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.outage import Outage
 from tests.support.floor import Floor
@@ -119,6 +121,41 @@ def test_a_small_case_does_not_overtake_one_that_waits_for_slots(floor: Floor) -
     assert [effect.case_id for effect in floor.port.of(Submit)] == [
         case.case_id for case in (first, large, small)
     ]
+
+
+def test_a_case_without_a_job_gives_nothing_to_do(floor: Floor) -> None:
+    with floor.bed.store.transaction() as unit:
+        unit.cases.put(floor.case)
+    floor.home.scheduler.schedule_case(floor.case.case_id)
+    assert floor.home.scheduler.get_next_task() is None
+    assert floor.home.scheduler.waiting == 1
+
+
+def test_who_no_longer_waits_for_slots_holds_nobody_up(floor: Floor) -> None:
+    floor.take()
+    floor.until(lambda: floor.report().submission == "uploaded")
+    task = floor.home.scheduler.get_next_task()
+    assert task is not None
+    floor.home.scheduler.defer_task(task.task_id, 5.0, for_slots=True)
+    assert floor.home.scheduler.next_due() == 5.0
+    floor.home.scheduler.defer_task(task.task_id, 5.0)
+    floor.sim.advance(5.0)
+    assert floor.home.scheduler.next_due() is None
+    assert floor.home.scheduler.get_next_task() == task
+
+
+def test_what_the_loop_did_not_start_changes_nothing(floor: Floor) -> None:
+    floor.port.start(Prune(case_id=floor.case.case_id, folder=floor.bed.case_folder))
+    for _ in range(5):
+        floor.home.orchestrator.turn()
+    assert floor.report().status == "new"
+
+
+def test_a_job_is_not_planned_on_a_record_that_is_not_there(floor: Floor) -> None:
+    floor.take()
+    with floor.bed.store.transaction() as unit, pytest.raises(ProcessingError, match="is not in the store"):
+        plan = JobPlan(stages=("convert",), indices=(), interpreted="j01")
+        floor.home.jobs.plan(unit, floor.case, plan)
 
 
 def test_a_case_leaves_the_hand_when_all_of_it_has_ended(floor: Floor) -> None:

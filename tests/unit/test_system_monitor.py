@@ -411,7 +411,7 @@ def test_an_empty_file_system_has_no_room() -> None:
         (
             {"outage_failures": 1, "outage_why": "key refused", "refused": True},
             "failing",
-            "the cluster refuses us, and is not asked again: key refused",
+            "the cluster refuses us, and is asked again only every 15 minutes: key refused",
         ),
         (
             {"last_good_look": 601.0},

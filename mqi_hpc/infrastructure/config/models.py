@@ -35,11 +35,18 @@ def _default_state_file() -> Path:
 class ApplicationConfig(Section):
     """Who this installation is and where it keeps its own files."""
 
-    name: OneLine = Field(default="MQI Communicator", description="Name shown to people.")
-    version: OneLine = Field(
-        default="2.0.0", description="Version of this configuration, for your own records."
+    name: OneLine = Field(
+        default="mqi-hpc",
+        min_length=1,
+        description="Who runs this: begins the default comment of Slurm jobs.",
     )
-    environment: OneLine = Field(default="production", description="Free text, shown beside the name.")
+    version: OneLine = Field(
+        default="2.0.0", description="Of this file, for your own records: the program does nothing with it."
+    )
+    environment: OneLine = Field(
+        default="production",
+        description="Stands beside the name in that comment, unless production or empty.",
+    )
     state_file: LocalPath = Field(
         default_factory=_default_state_file,
         description="The case store; lock, instance id, secret and requests lie beside it.",
@@ -191,7 +198,9 @@ class PrivacyConfig(Section):
     """What may be seen of patients outside the case store."""
 
     names: bool = Field(
-        default=False, description="Allow case labels in job names, comments and remote paths."
+        default=False,
+        description="Allow case labels in comments of Slurm jobs, and folders and labels in the daemon's log;"
+        " job names and remote paths never hold any.",
     )
 
 
@@ -206,7 +215,9 @@ class RetentionConfig(Section):
     )
     local_results_days: float = Field(default=0, ge=0, allow_inf_nan=False, description="Delivered results.")
     min_free_percent: PositiveNumber = Field(
-        default=5, lt=100, description="Below this share of free space, status asks for a prune."
+        default=5,
+        lt=100,
+        description="Below this share of free space here, the daemon's health asks for a prune.",
     )
 
 

@@ -103,7 +103,9 @@ def _line(key: str, info: FieldInfo, chosen: Chosen) -> str:
 
 def _value(value: Any) -> str:
     """Return a value in YAML's flow form, which JSON is."""
-    return json.dumps(_plain(value), ensure_ascii=False)
+    # YAML takes some characters that JSON leaves as they are for line ends.
+    text = json.dumps(_plain(value), ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 
 from mqi_hpc.core.effects import Download, ResultFile
 from mqi_hpc.core.errors import (
-    ConfigurationError,
     ConnectionError,
     IntegrityError,
+    LocalFolderError,
     ProcessingError,
     ResourceError,
 )
@@ -121,10 +121,10 @@ class Downloader:
         except OSError as error:
             if error.errno not in _UNWRITABLE:
                 raise
-            raise ConfigurationError(
+            raise LocalFolderError(
                 f"results cannot be written: {error}",
                 where=str(self._root),
-                fix="Check paths.local_results and its permissions",
+                fix="Check paths.local_results, its permissions, and what is in the way there",
             ) from error
         digests = {path: [Path(path).stat().st_size, sha256_of(Path(path))] for path in logs.values()}
         return {"files": [str(target) for target in targets], "logs": logs, "digests": digests}

@@ -28,6 +28,7 @@ from mqi_hpc.core.errors import (
     ConfigurationError,
     ConnectionError,
     HostKeyError,
+    LocalFolderError,
     MQIError,
     ResourceError,
 )
@@ -48,15 +49,22 @@ _AWAY = frozenset(
 
 def classify(error: BaseException) -> Failure:
     """Return the class of an error; what nobody expected is the case's own, so that it stops nothing else."""
-    if isinstance(error, AuthenticationError | HostKeyError | ConfigurationError | WorkspaceRefused):
+    if isinstance(error, AuthenticationError | HostKeyError | ConfigurationError):
         return Failure.ACCESS
     if isinstance(error, ConnectionError):
         return Failure.OUTAGE
+    if isinstance(error, LocalFolderError | WorkspaceRefused):
+        return Failure.FOLDER
     if isinstance(error, ResourceError):
         return Failure.SPACE
     if isinstance(error, OSError) and error.errno in _FULL:
         return Failure.SPACE
-    return Failure.SOURCE if isinstance(error, OSError) and error.errno in _AWAY else Failure.CASE
+    return Failure.FOLDER if isinstance(error, OSError) and error.errno in _AWAY else Failure.CASE
+
+
+def _of_transfer(error: BaseException) -> Failure:
+    """Return the class of a transfer's failure: a folder that is wrong there stops transfers alone."""
+    return Failure.FOLDER if isinstance(error, ConfigurationError) else classify(error)
 
 
 class ThreadedEffects:
@@ -197,6 +205,6 @@ def _failed(effect: Effect, error: BaseException) -> Completion:
     return Completion(
         effect=effect,
         error=str(error) if expected else f"{type(error).__name__}: {error} (a fault of this program)",
-        failure=classify(error),
+        failure=_of_transfer(error) if isinstance(effect, Upload | Download) else classify(error),
         uncertain=isinstance(error, OutcomeUnknown),
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mqi_hpc.core.errors import IntegrityError, ProcessingError
+from mqi_hpc.core.errors import IntegrityError, LocalFolderError, ProcessingError
 from mqi_hpc.core.models import InputFile
 from mqi_hpc.infrastructure.executors.shell import CHUNK
 
@@ -48,6 +48,7 @@ def read_registered(source: str, file: InputFile) -> Iterator[bytes]:
     digest = hashlib.sha256()
     left = file.bytes
     try:
+        _require_folder(source)
         descriptor = _open_below(source, file.local)
     except OSError as error:
         if error.errno not in _CHANGED:
@@ -75,6 +76,23 @@ def read_registered(source: str, file: InputFile) -> Iterator[bytes]:
             f"has changed since the case was registered{size}",
             where=where,
             fix="Nothing of it is used. Put the file back, or submit the changed case from a new folder",
+        )
+
+
+def _require_folder(source: str) -> None:
+    """Raise LocalFolderError where a case's folder is not there, or empty: a share may not be mounted."""
+    try:
+        with os.scandir(source) as found:
+            why = "" if next(found, None) is not None else "is empty"
+    except OSError as error:
+        if error.errno not in _CHANGED:
+            raise
+        why = f"cannot be entered: {error.strerror}"
+    if why:
+        raise LocalFolderError(
+            f"the case's folder {why}",
+            where=source,
+            fix="Is its share mounted? Where it is gone for good, `mqi-hpc cancel` ends the case",
         )
 
 

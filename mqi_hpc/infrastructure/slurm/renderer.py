@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jinja2
 
-from mqi_hpc.core.chain_plan import DEFAULT_COMMENT, StageCall, StageResources, plan_calls
+from mqi_hpc.core.chain_plan import StageCall, StageResources, default_comment, plan_calls
 from mqi_hpc.core.effects import Observe
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import RenderRequest
-from mqi_hpc.core.models import Beam
+from mqi_hpc.core.models import Beam, Case
 from mqi_hpc.core.observation import FIELD, SACCT_FIELDS, SQUEUE_FORMAT
 from mqi_hpc.infrastructure.config import AppConfig, MachineConfig
 from mqi_hpc.infrastructure.slurm.batch_script import check_batch_script
@@ -114,7 +114,7 @@ class Renderer:
             request.submissions,
             resources,
             folder=request.job_folder,
-            comment=slurm.comment or DEFAULT_COMMENT,
+            comment=self._comment(request.case),
             account=slurm.account,
             qos=slurm.qos,
             gpu_count=self._config.resources.gpu_count,
@@ -123,6 +123,12 @@ class Renderer:
                 for job in request.waits_for
             ],
         )
+
+    def _comment(self, case: Case) -> str:
+        app = self._config.app
+        text = self._config.slurm.comment or default_comment(app.name, app.environment)
+        # A label is made of a folder's name, which may name a patient: only where a site asks for it.
+        return f"{text}; case {case.label}" if self._config.privacy.names else text
 
     def _script(self, call: StageCall, request: RenderRequest) -> str:
         text = self._render(

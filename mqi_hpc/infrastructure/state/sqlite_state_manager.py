@@ -12,6 +12,15 @@ from mqi_hpc.infrastructure.state.schema import FIRST_VERSION, SCHEMA_VERSION, c
 from mqi_hpc.infrastructure.state.state_manager import StateManager, in_words, refuse_foreign, refuse_version
 
 
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Return which file a path names, None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class SqliteStateManager(StateManager):
     """IStore on a SQLite file. Transactions are one after another, over all processes."""
 
@@ -29,11 +38,19 @@ class SqliteStateManager(StateManager):
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("PRAGMA foreign_keys=ON")
+                self._file = _inode(path)
             except BaseException:
                 self._db.close()
                 raise
 
     def _begin(self, *, write: bool) -> None:
+        if _inode(self.path) != self._file:
+            # SQLite would go on in a file that nobody finds any more, beside whoever makes a new one.
+            raise StateError(
+                "the store was moved or removed while it was in use",
+                where=str(self.path),
+                fix="Bring it back, and start again",
+            )
         if not write:
             self._db.execute("PRAGMA query_only=ON")
         self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")

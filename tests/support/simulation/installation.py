@@ -74,7 +74,9 @@ class Installation:
         self.scheduler = TaskScheduler(self.store, self.clock, max_concurrent_jobs=self.max_concurrent_jobs)
         self.desk = desk = Desk(self.store, self.cases, self.jobs, self.tell, self.scheduler.changed)
         self.orders = Orders(desk, self.cases, self.jobs)
-        watcher = Watcher(self.store, desk, self.jobs, Reconciler(self.limits), accounting="auto")
+        watcher = Watcher(
+            self.store, desk, self.jobs, Reconciler(self.limits), accounting="auto", submit_seconds=300.0
+        )
         polls = Polls(
             watcher=watcher,
             desk=desk,
