@@ -103,9 +103,11 @@ def _line(key: str, info: FieldInfo, chosen: Chosen) -> str:
 
 def _value(value: Any) -> str:
     """Return a value in YAML's flow form, which JSON is."""
-    # YAML takes some characters that JSON leaves as they are for line ends.
     text = json.dumps(_plain(value), ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+    for ending in "\x85\u2028\u2029":
+        # Line ends to YAML, and nothing special to JSON.
+        text = text.replace(ending, f"\\u{ord(ending):04x}")
+    return text
 
 
 def _plain(value: Any) -> Any:
