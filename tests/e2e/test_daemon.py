@@ -14,6 +14,7 @@ import pytest
 from tests.support.cli import mqi, shown
 from tests.support.cluster import Cluster, wait_until
 from tests.support.daemon import DaemonProcess
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -224,3 +225,35 @@ def test_it_ends_within_ten_seconds_and_a_second_one_is_refused(cluster: Cluster
     os.sync()
     key = mqi(config, "status", "--json").stdout
     assert json.loads(key)["cases"][0]["status"] == "processing"
+
+
+def test_a_connection_that_freezes_during_an_upload_delays_no_other_case(
+    cluster: Cluster, config: Path
+) -> None:
+    with Proxy(cluster.port) as proxy:
+        known = config.parent / "known_hosts"
+        host_key = cluster.known_hosts.read_text().split(" ", 1)[1]
+        known.write_text(f"[127.0.0.1]:{proxy.port} {host_key}")
+        behind = cluster.write_config(
+            config.parent,
+            moqui={"grid": GRID},
+            paths={"remote_workspace": f"/home/mqi/{config.parent.name}"},
+            privacy={"names": True},
+            processing={"quiet_seconds": 2, "scan_interval_seconds": 1, "poll_max_seconds": 2},
+            ssh={"port": proxy.port, "known_hosts": str(known), "command_timeout_seconds": 60},
+        )
+        with DaemonProcess(behind) as daemon:
+            # The first connection was opened for the first upload; polls have another.
+            sample(behind, "P400", "--beams", "1", "--layers", "2")
+            daemon.until({"P400-f01": "completed"})
+            assert len(proxy.pipes) == 2
+            proxy.pipes[0].freeze()
+            sample(behind, "P401", "--beams", "1", "--layers", "2")
+            daemon.until({"P401-f01": "processing"})
+            wait_until(lambda: "P401-f01: uploading" in daemon.said, 60, "an upload that hangs")
+            sample(behind, "P402", "--beams", "1", "--layers", "2")
+            found = daemon.until({"P402-f01": "completed"}, 180)
+            assert {c["label"]: c["status"] for c in found}["P401-f01"] == "processing"
+            proxy.pipes[0].thaw()
+            daemon.until({"P401-f01": "completed"})
+            assert "does not answer" not in daemon.said

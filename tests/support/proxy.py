@@ -1,0 +1,72 @@
+"""A TCP proxy in front of sshd that can hold single connections up: a frozen sshd process, a dead switch."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class _Pipe:
+    """One connection: two threads that copy; while `frozen`, what was read is kept back."""
+
+    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+        self._ends = near, far
+        self._open = threading.Event()
+        self._open.set()
+        for source, target in ((near, far), (far, near)):
+            threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @property
+    def frozen(self) -> bool:
+        return not self._open.is_set()
+
+    def freeze(self) -> None:
+        self._open.clear()
+
+    def thaw(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self.thaw()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(65536):
+                self._open.wait()
+                target.sendall(block)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+class Proxy:
+    """Listens on `port` of this machine and forwards to `target`; `opened` counts connections."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.pipes: list[_Pipe] = []
+        self.opened = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+        for pipe in self.pipes:
+            pipe.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                self.opened += 1
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self.pipes.append(_Pipe(near, far))
