@@ -77,7 +77,7 @@ def cases(reports: Sequence[CaseReport]) -> None:
             _coloured(report.status),
             report.job or "-",
             f"{done}/{len(report.beams)}" if report.beams else "-",
-            escape(report.attention or ""),
+            escape(report.attention or (report.rejected[0] if report.rejected else "")),
         )
     _out().print(table)
 
@@ -86,6 +86,12 @@ def case(report: CaseReport) -> None:
     """Print one case whole."""
     out = _out()
     out.print(f"case [bold]{escape(report.label)}[/bold] ({report.case_id}): {_coloured(report.status)}")
+    if report.rejected:
+        # Nothing else is known of a folder that was refused.
+        out.print(f"  folder {escape(report.folder)}")
+        for line in report.rejected:
+            out.print(f"  [red]{escape(line)}[/red]", soft_wrap=True)
+        return
     out.print(f"  folder {escape(report.folder)}, machine {escape(report.machine)}, job {report.job or '-'}")
     if report.refusal:
         out.print(f"  [red]{escape(report.refusal)}[/red]")

@@ -160,6 +160,7 @@ class Daemon:
                     submissions=loop.counts.submissions,
                     gpu_slots_used=sum(unit.resources.holdings().values()),
                     gpu_slots=self._gpu_slots,
+                    cluster_free=polls.cluster_free,
                 ),
                 unit,
             )

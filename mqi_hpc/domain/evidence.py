@@ -74,6 +74,15 @@ class Evidence:
                 sizes[path] = int(size)
         return sizes
 
+    def free_bytes(self) -> int | None:
+        """Return the free space of the workspace's file system, as `df -Pk` tells it."""
+        section = self.sections.get("space")
+        if section is None or section.exit_code != 0:
+            return None
+        words = section.text.strip().rpartition("\n")[2].split()
+        # Device, blocks, used, available, ...: a device's name may hold blanks, so from the end.
+        return int(words[-3]) * 1024 if len(words) >= 6 and words[-3].isdecimal() else None
+
 
 def read_evidence(output: str, nonce: str, *, asked: bool, accounting: str) -> Evidence:
     """Return what the poll script's `output` says; `accounting` is the site's setting: auto, on or off."""

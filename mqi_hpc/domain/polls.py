@@ -20,6 +20,7 @@ class Polls:
     """One look at a time, for all cases together; `looks` and `good_looks` count them.
 
     `last_good` is the monotonic time of the last look that saw the queue; None after one that did not.
+    `cluster_free` is the free space (bytes) of the workspace, as last told.
     `unseen_since` is that of the last good look whatever came after it, or of the first look where none was
     good yet; None while there is nothing to look at.
     """
@@ -49,6 +50,7 @@ class Polls:
         self.unseen_since: float | None = None
         self.looks = 0
         self.good_looks = 0
+        self.cluster_free: int | None = None
 
     @property
     def cancelling(self) -> bool:
@@ -95,6 +97,7 @@ class Polls:
         if seen.good:
             self.unseen_since = now
         self.good_looks += seen.good
+        self.cluster_free = seen.free_bytes if seen.free_bytes is not None else self.cluster_free
         for note in seen.notes:
             self._log.warning("poll", note=note)
         near = seen.changed or seen.soon

@@ -28,6 +28,7 @@ class Seen:
     notes: tuple[str, ...]
     good: bool
     soon: bool = False
+    free_bytes: int | None = None
 
 
 class Watcher:
@@ -94,6 +95,7 @@ class Watcher:
             notes=evidence.notes,
             good=evidence.queue is not None,
             soon=soon,
+            free_bytes=evidence.free_bytes(),
         )
 
     def _query(self, case: Case, job: Job, tasks: Sequence[Task]) -> JobQuery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pytest
 
@@ -18,8 +19,10 @@ from mqi_hpc.core.intake import (
     SourceFile,
     Waiting,
 )
-from mqi_hpc.core.models import CaseStatus
-from mqi_hpc.services.case_service import CaseService
+from mqi_hpc.core.models import CaseStatus, Job, JobStatus, SubmitState
+from mqi_hpc.core.resubmit import History
+from mqi_hpc.domain.desk import attention_of
+from mqi_hpc.services.case_service import TWIN, CaseService
 from tests.support.memory_store import MemoryStore
 from tests.support.world import Clock
 
@@ -248,3 +251,29 @@ def test_fewer_files_than_registered_are_nothing_late(service: CaseService, read
     found = service.register("/data/P001")
     assert found.cases == (first,)
     assert found.notes == ()
+
+
+def test_changed_bytes_are_another_case_that_asks_which_are_right(
+    service: CaseService, reader: Reader
+) -> None:
+    (first,) = service.register("/data/P001").cases
+    reader.result = IntakeResult(fractions=(fraction(content="one byte flipped"),))
+    (second,) = service.register("/data/P001").cases
+    assert second.case_id != first.case_id
+    assert second.metadata == {TWIN: "P001-f01"}
+    reader.result = IntakeResult(fractions=(fraction(day="2"),))
+    assert service.register("/data/P001").cases[0].metadata == {}
+    said = attention_of(second, History(jobs=(a_job(),), tasks={"j": ()}))
+    assert "the names of P001-f01's, with other bytes" in str(said)
+
+
+def a_job() -> Job:
+    return Job(
+        job_id="j",
+        case_id="c",
+        status=JobStatus.PENDING,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        name="j01",
+        submit_state=SubmitState.PLANNED,
+        submissions=(),
+    )

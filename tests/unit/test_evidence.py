@@ -94,3 +94,21 @@ def test_what_is_not_there_is_an_answer_and_what_cannot_be_read_is_none() -> Non
     assert broken.listing("t") is None
     nothing = poll(receipts__j=("", 45), status__j=("", 45), record__t=("", 45))
     assert nothing.receipts("j") is nothing.status("j") is nothing.record("t") is nothing.listing("t") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "free"),
+    [
+        ("Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/a 100 60 40 60% /work", 0, 40960),
+        ("Filesystem 1024-blocks Used Available Capacity Mounted on\nnas:/a b 100 60 40 60% /work", 0, 40960),
+        ("df: /work: No such file or directory", 1, None),
+        ("rubbish", 0, None),
+        ("a b c d e f", 0, None),
+    ],
+)
+def test_the_space_of_the_workspace(said: str, code: int, free: int | None) -> None:
+    assert poll(space=(said, code)).free_bytes() == free
+
+
+def test_no_word_of_space_is_no_space_known() -> None:
+    assert poll().free_bytes() is None

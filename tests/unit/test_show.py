@@ -56,3 +56,13 @@ def test_the_cause_of_a_failed_beam_is_said(capsys: pytest.CaptureFixture[str]) 
     assert bench.task(TaskType.BEAM_CALC, 1).status.terminal
     show.case(replace(bench.report, refusal=None))
     assert f"beam 3 (Slurm {bench.slurm_id('beams')}_1): failed (out of memory)" in capsys.readouterr().out
+
+
+def test_a_rejected_folder_is_shown_with_all_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    report = replace(Bench().report, status="rejected", rejected=("the .ptn of layer 2 is missing", "[b]x"))
+    show.case(report)
+    show.cases([report])
+    out = capsys.readouterr().out
+    assert "[b]x" in out
+    assert out.count("the .ptn of layer 2 is missing") == 2
+    assert "machine" not in out
