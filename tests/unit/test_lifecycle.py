@@ -19,9 +19,12 @@ from mqi_hpc.infrastructure.state.instance import instance_file
 
 _HOLDER = textwrap.dedent(
     """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     from mqi_hpc.controllers.lifecycle_manager import LifecycleManager
+    # A test run in the background, or under nohup, hands ignored signals on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     lifecycle = LifecycleManager(Path(sys.argv[1]))
     lifecycle.acquire_lock()
     asked = []
