@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mqi_hpc.core.effects import Download, Observe, Prune, Submit, Upload
+from mqi_hpc.core.effects import Download, Observe, Prune, Scan, Submit, Upload
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import CaseStatus, SubmitState
 from mqi_hpc.core.requests import Request, Verb
@@ -297,3 +297,39 @@ def test_what_was_under_way_when_it_began_does_not_put_the_next_attempt_off() ->
     assert outage.failures == 2
     assert outage.succeeded()
     assert not outage.succeeded()
+
+
+class Finds:
+    """Scans that find cases once."""
+
+    def __init__(self, *case_ids: str) -> None:
+        self.case_ids = case_ids
+
+    def begin(self) -> None:
+        """Nothing is due by itself."""
+
+    def wait(self) -> float:
+        return 1.0
+
+    def apply(self, _: object) -> tuple[str, ...]:
+        return self.case_ids
+
+
+def test_a_case_that_cannot_be_begun_stops_no_other(floor: Floor) -> None:
+    with floor.bed.store.transaction() as unit:
+        unit.cases.put(floor.case)
+    floor.home.orchestrator._scans = Finds("nobody", floor.case.case_id)  # type: ignore[assignment]
+    floor.port.start(Scan(known=()))
+    floor.until("completed")
+    assert any(text.startswith("cannot be begun: no case 'nobody'") for text in floor.said)
+
+
+def test_who_asks_for_a_case_has_the_cluster_tried_at_once(floor: Floor) -> None:
+    floor.sim.link.refused = True
+    floor.take()
+    floor.until(lambda: floor.home.orchestrator.outage.refused)
+    floor.sim.link.refused = False
+    began = floor.bed.clock.monotonic()
+    floor.home.orchestrator.take(floor.case.case_id)
+    floor.until(lambda: not floor.home.orchestrator.outage.active)
+    assert floor.bed.clock.monotonic() - began < 60
