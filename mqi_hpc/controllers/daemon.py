@@ -8,17 +8,17 @@ from typing import Protocol
 
 import structlog
 
+from mqi_hpc.controllers.watch import OPEN
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import IClock, IStore
-from mqi_hpc.core.models import CaseStatus
 from mqi_hpc.core.monitoring import LoopState
-from mqi_hpc.core.next_task import to_be_cleared
 from mqi_hpc.domain.request_desk import RequestDesk
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.system_monitor import SystemMonitor, Tally
+from mqi_hpc.domain.task_scheduler import over
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
+from mqi_hpc.services.history import read_history
 
-_OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
 _DRAIN_SECONDS = 300.0
 """Longest wait of a reload for a submission that is under way."""
 
@@ -121,17 +121,10 @@ class Daemon:
 
     def _unfinished(self) -> list[str]:
         with self._store.transaction(write=False) as unit:
-            cases = unit.cases.all()
             return [
                 case.case_id
-                for case in cases
-                if case.status in _OPEN
-                or any(map(to_be_cleared, unit.jobs.of_case(case.case_id)))
-                or any(
-                    not task.status.terminal
-                    for job in unit.jobs.of_case(case.case_id)
-                    for task in unit.jobs.tasks(job.job_id)
-                )
+                for case in unit.cases.all()
+                if case.status in OPEN or not over(read_history(unit, case.case_id))
             ]
 
     def _summary(self) -> str:

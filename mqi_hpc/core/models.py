@@ -203,6 +203,11 @@ class Job(_Evolving):
         return self.submissions[0]
 
     @property
+    def placed(self) -> tuple[str, ...]:
+        """The stages that Slurm has taken, in order."""
+        return tuple(s.stage for s in self.submissions if s.slurm_id is not None)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this job, in order."""
         return tuple(s.stage for s in self.submissions)

@@ -87,7 +87,7 @@ def plan_resubmit(
     if interpreted is None:
         if left := [beam.number for beam in case.beams if beam.index not in chosen]:
             raise ProcessingError(
-                f"{case.label}: interpret did not finish, and {_beams(left)} cannot be left out",
+                f"{case.label}: interpret did not finish, and {beams_named(left)} cannot be left out",
                 fix="Resubmit the case without --beam, when all of its beams have ended",
             )
         return JobPlan(indices=tuple(sorted(chosen)))
@@ -225,7 +225,8 @@ def _status(history: History, index: int) -> TaskStatus | None:
     return None if found is None else found[1].status
 
 
-def _beams(numbers: Sequence[int]) -> str:
+def beams_named(numbers: Sequence[int]) -> str:
+    """Return DICOM beam numbers as a person reads them: beam 2, or beams 2, 3."""
     return f"beam{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 

@@ -15,7 +15,14 @@ from mqi_hpc.core.models import Case, CaseStatus, SubmitState, Task, TaskStatus,
 from mqi_hpc.core.next_task import slurm_tasks, task_of
 from mqi_hpc.core.pruning import marked, require_remote
 from mqi_hpc.core.requests import Request, Verb
-from mqi_hpc.core.resubmit import History, JobPlan, current_tasks, plan_resubmit, stale
+from mqi_hpc.core.resubmit import (
+    History,
+    JobPlan,
+    beams_named,
+    current_tasks,
+    plan_resubmit,
+    stale,
+)
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.records.result import ConvertRecord, decode_record
 from mqi_hpc.services.case_service import CaseService
@@ -36,6 +43,11 @@ class _Case:
             jobs=tuple(work.job for work in self.jobs),
             tasks={work.job.job_id: tuple(work.tasks) for work in self.jobs},
         )
+
+    def prioritise(self, priority: int) -> None:
+        self.unit.cases.put(self.case.evolve(metadata={**self.case.metadata, "priority": priority}))
+        for work in self.jobs:
+            work.put_job(work.job.evolve(priority=priority))
 
     def put(self, task: Task, why: str) -> None:
         work = next(work for work in self.jobs if work.job.job_id == task.job_id)
@@ -74,16 +86,11 @@ class Orders:
     def prioritise(self, case_id: str, priority: int) -> None:
         """Set the priority of a case's jobs, those planned already included."""
         with self._desk.open_case(case_id) as (unit, case, jobs):
-            unit.cases.put(case.evolve(metadata={**case.metadata, "priority": priority}))
-            for work in jobs:
-                work.put_job(work.job.evolve(priority=priority))
+            _Case(unit, case, jobs).prioritise(priority)
 
     def _lead(self, open_case: _Case, request: Request) -> str:
         if request.priority is not None:
-            metadata = {**open_case.case.metadata, "priority": request.priority}
-            open_case.unit.cases.put(open_case.case.evolve(metadata=metadata))
-            for work in open_case.jobs:
-                work.put_job(work.job.evolve(priority=request.priority))
+            open_case.prioritise(request.priority)
         return f"{open_case.case.label}: taken in hand"
 
     def _resubmit(self, open_case: _Case, request: Request) -> str:
@@ -175,7 +182,7 @@ def describe(case: Case, plan: JobPlan, job: str) -> str:
     taken = sorted(set(plan.sources.values()))
     text = f"{job}: {', '.join(plan.stages)}"
     if numbers:
-        text += f" for {_beams(numbers)} (array index {', '.join(map(str, plan.indices))})"
+        text += f" for {beams_named(numbers)} (array index {', '.join(map(str, plan.indices))})"
     if taken:
         text += f"; the other doses are taken from {', '.join(taken)}"
     if plan.waits_for:
@@ -189,7 +196,7 @@ def _suspects(case: Case, history: History, numbers: Sequence[int] | None) -> li
     if numbers is not None:
         suspect = [task for task in suspect if _number(case, task) in numbers]
     if not suspect or (numbers is not None and len(suspect) < len(set(numbers))):
-        named = f"{_beams(numbers)}: not all of them are suspect" if numbers else "nothing is suspect"
+        named = f"{beams_named(numbers)}: not all of them are suspect" if numbers else "nothing is suspect"
         raise ProcessingError(f"{case.label}: {named}", fix="`mqi-hpc show` tells how each beam stands")
     for task in suspect:
         if task.record is None:
@@ -227,8 +234,7 @@ def _call_off(work: OpenJob, why: str) -> bool:
         return True
     if work.job.submit_state is not SubmitState.STANDING:
         # Slurm may have taken a part of the chain, and refused the rest for now.
-        placed = tuple(s.stage for s in work.job.submissions if s.slurm_id is not None)
-        work.put_job(work.job.evolve(cancelled=placed))
+        work.put_job(work.job.evolve(cancelled=work.job.placed))
         work.end_all(why, TaskStatus.CANCELLED, "cancelled")
         work.mark(SubmitState.WITHDRAWN, why)
         return True
@@ -238,7 +244,3 @@ def _call_off(work: OpenJob, why: str) -> bool:
         if task.type is TaskType.DOWNLOAD and not task.status.terminal:
             work.put_task(task.evolve(status=TaskStatus.CANCELLED, phase="cancelled", detail=why), why=why)
     return True
-
-
-def _beams(numbers: Sequence[int]) -> str:
-    return f"beam{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

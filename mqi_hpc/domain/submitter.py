@@ -91,15 +91,11 @@ def _back(work: OpenJob, why: str) -> None:
 
 def _refuse(work: OpenJob, why: str) -> Cancels:
     # Noted with the refusal: where the scancel does not get out, a later look sees to it.
-    work.put_job(work.job.evolve(cancelled=_placed_stages(work)))
+    work.put_job(work.job.evolve(cancelled=work.job.placed))
     work.mark(SubmitState.REFUSED, why)
     work.end_all(why)
     work.notes.append(why)
     return placed(work.job.submissions)
-
-
-def _placed_stages(work: OpenJob) -> tuple[str, ...]:
-    return tuple(s.stage for s in work.job.submissions if s.slurm_id is not None)
 
 
 def placed(submissions: Sequence[Submission]) -> Cancels:

@@ -128,13 +128,18 @@ def _in_hand(unit: IUnit, case_id: str) -> _InHand | None:
     history = read_history(unit, case_id)
     if not history.jobs:
         return _InHand((0, 0.0, case_id), None, begun=False)
-    ended = all(task.status.terminal for tasks in history.tasks.values() for task in tasks)
-    if ended and not any(map(to_be_cleared, history.jobs)):
+    if over(history):
         return None
     job = history.jobs[-1]
     tasks = history.tasks[job.job_id]
     order = (-job.priority, job.created_at.timestamp(), job.job_id)
     return _InHand(order, next_task(job, tasks, siblings_live=siblings_live(history)), _is_begun(job, tasks))
+
+
+def over(history: History) -> bool:
+    """Whether nothing of a case's jobs is to be done or looked at any more."""
+    ended = all(task.status.terminal for tasks in history.tasks.values() for task in tasks)
+    return ended and not any(map(to_be_cleared, history.jobs))
 
 
 def siblings_live(history: History) -> bool:

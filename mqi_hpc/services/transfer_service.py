@@ -8,7 +8,7 @@ from mqi_hpc.core.effects import Download, ResultFile, Upload
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IEffects, IStore
 from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
-from mqi_hpc.core.resubmit import current_tasks
+from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.records.result import ConvertRecord, decode_record
 from mqi_hpc.services.history import read_history
 from mqi_hpc.services.job_service import JobService
@@ -24,7 +24,8 @@ class TransferService:
 
     def upload_case(self, case_id: str) -> None:
         """Start the upload of a case's newest job."""
-        case, job, _ = self._newest(case_id)
+        case, history = self._history(case_id)
+        job = history.jobs[-1]
         with self._store.transaction(write=False) as unit:
             files = unit.jobs.files(job.job_id)
         self._effects.start(
@@ -41,23 +42,25 @@ class TransferService:
 
     def download_results(self, case_id: str) -> None:
         """Start bringing home what convert wrote of done beams, and the tails of failed tasks' logs."""
-        case, job, tasks = self._newest(case_id)
-        with self._store.transaction(write=False) as unit:
-            counting = current_tasks(read_history(unit, case_id))
+        case, history = self._history(case_id)
+        job = history.jobs[-1]
+        tasks = history.tasks[job.job_id]
         self._effects.start(
             Download(
                 case_id=case_id,
                 job_id=job.job_id,
                 job_folder=self._jobs.folder(case_id, job.name),
                 folder=f"{case.label}/{job.name}",
-                results=deliverable(counting),
+                results=deliverable(current_tasks(history)),
                 logs=tuple(log for task in tasks if _went_wrong(task) for log in logs_of(job, case, task)),
             )
         )
 
     def fetch_logs(self, case_id: str, beam: int | None) -> Download:
         """Start bringing home the log tails of a case's newest job (of one beam, by BeamNumber)."""
-        case, job, tasks = self._newest(case_id)
+        case, history = self._history(case_id)
+        job = history.jobs[-1]
+        tasks = history.tasks[job.job_id]
         wanted = [
             task
             for task in tasks
@@ -74,12 +77,13 @@ class TransferService:
         self._effects.start(effect)
         return effect
 
-    def _newest(self, case_id: str) -> tuple[Case, Job, list[Task]]:
+    def _history(self, case_id: str) -> tuple[Case, History]:
+        """Return a case and its jobs, one at least."""
         with self._store.transaction(write=False) as unit:
-            case, jobs = unit.cases.get(case_id), unit.jobs.of_case(case_id)
-            if case is None or not jobs:
-                raise ProcessingError(f"case {case_id!r} has no job; `mqi-hpc submit` makes one")
-            return case, jobs[-1], unit.jobs.tasks(jobs[-1].job_id)
+            case, history = unit.cases.get(case_id), read_history(unit, case_id)
+        if case is None or not history.jobs:
+            raise ProcessingError(f"case {case_id!r} has no job; `mqi-hpc submit` makes one")
+        return case, history
 
 
 def deliverable(tasks: Sequence[Task]) -> tuple[ResultFile, ...]:
