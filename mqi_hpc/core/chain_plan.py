@@ -16,7 +16,6 @@ MAX_BEAMS = 1000
 PRODUCTION = "production"
 """The environment that goes without saying."""
 _ABOUT = "unattended proton beam QA; ask the owner of this account"
-DEFAULT_COMMENT = f"mqi-hpc, {_ABOUT}"
 
 _DEPENDS = {"beams": ("afterok", "interpret"), "convert": ("afterany", "beams")}
 # Slurm keeps job names whole up to 64 characters everywhere; squeue and sacct split --name at commas.
@@ -141,7 +140,7 @@ def plan_calls(
     resources: Mapping[str, StageResources],
     *,
     folder: str,
-    comment: str | None,
+    comment: str,
     account: str | None,
     qos: str | None,
     gpu_count: int | None,
@@ -151,7 +150,7 @@ def plan_calls(
 
     What safety rests on (name, hold, array, no requeue, environment, folder, output) is on the command
     line, where it wins over the script and the environment, and last, where it wins over a site's own
-    options; `folder` is the job's, absolute. `comment` None: DEFAULT_COMMENT. `gpu_count` None: no throttle.
+    options; `folder` is the job's, absolute. `gpu_count` None: no throttle.
     `waits_for` are the older arrays, (job, Slurm job name), that convert waits for too.
     Raises ConfigurationError where Slurm would read `folder` or `comment` in another way.
     """
@@ -161,10 +160,9 @@ def plan_calls(
             where="paths.remote_workspace",
             fix="Slurm needs an absolute path and reads % and backslash in it as patterns",
         )
-    text = comment or DEFAULT_COMMENT
-    if not text.isprintable() or len(text.encode()) >= _COMMENT_BYTES:
+    if not comment.isprintable() or len(comment.encode()) >= _COMMENT_BYTES:
         raise ConfigurationError(
-            f"the comment {text[:60]!r} cannot be given to Slurm",
+            f"the comment {comment[:60]!r} cannot be given to Slurm",
             where="slurm.comment",
             fix=f"It should be one line of less than {_COMMENT_BYTES} bytes; without it, app.name and"
             " app.environment make the comment",
@@ -176,7 +174,7 @@ def plan_calls(
             name=submission.name,
             options=(
                 *_wishes(resources[submission.stage], account, qos),
-                *_safety(submission, folder, text, gpu_count),
+                *_safety(submission, folder, comment, gpu_count),
                 *(("--hold",) if submission is head else ()),
             ),
             depends=None if submission is head else _DEPENDS[submission.stage],

@@ -283,13 +283,3 @@ def _sent_bytes(case: Case, history: Sequence[JobHistory]) -> int:
 
 def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
-
-
-def space_warning(*, free: int, total: int, min_free_percent: float, where: str) -> str | None:
-    """Return what `status` says where less than `min_free_percent` of a disk (bytes) is free, else None."""
-    if total <= 0 or free >= total * min_free_percent / 100:
-        return None
-    return (
-        f"{where}: {100 * free / total:.1f} % free ({free / 1e9:.1f} of {total / 1e9:.1f} GB), below"
-        f" retention.min_free_percent ({min_free_percent:g}): `mqi-hpc prune` shows what may go"
-    )

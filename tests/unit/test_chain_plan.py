@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqi_hpc.core.chain_plan import (
-    DEFAULT_COMMENT,
     MAX_BEAMS,
     StageCall,
     StageResources,
@@ -42,7 +41,7 @@ def beams(*indices: int) -> list[Beam]:
 
 
 def calls(
-    *indices: int, folder: str = FOLDER, comment: str | None = "qa, room 5", gpu_count: int | None = None,
+    *indices: int, folder: str = FOLDER, comment: str = "qa, room 5", gpu_count: int | None = None,
     account: str | None = None, qos: str | None = None, stages: Sequence[str] = STAGES,
     waits_for: Sequence[tuple[str, str]] = (),
 ) -> tuple[StageCall, ...]:  # fmt: skip
@@ -237,11 +236,6 @@ def test_convert_waits_for_older_arrays_too(
 @pytest.mark.parametrize(("gpus", "array"), [(None, "0-2"), (1, "0-2%1"), (3, "0-2%3"), (8, "0-2%3")])
 def test_the_throttle_is_the_budget_or_the_beams_whichever_is_less(gpus: int | None, array: str) -> None:
     assert f"--array={array}" in calls(0, 1, 2, gpu_count=gpus)[1].options
-
-
-@pytest.mark.parametrize("comment", [None, ""])
-def test_without_a_comment_ours_says_who_this_is(comment: str | None) -> None:
-    assert f"--comment={DEFAULT_COMMENT}" in calls(0, comment=comment)[0].options
 
 
 @pytest.mark.parametrize("comment", ["two\nlines", "x" * 1024, "é" * 512, "\x1f"])

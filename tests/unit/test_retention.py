@@ -29,7 +29,6 @@ from mqi_hpc.core.retention import (
     Side,
     delivered_files,
     plan_case,
-    space_warning,
 )
 from mqi_hpc.records.result import ConvertedDose, ConvertRecord, FileEntry, Run, encode_record
 from tests.support.bench import DIGEST, KEY, make_case
@@ -356,16 +355,3 @@ def test_what_was_pruned_can_be_neither_resubmitted_nor_fetched() -> None:
 def test_answers_come_back(why: str, size: int | None, outcome: str) -> None:
     answer = PruneAnswer(outcome=outcome, why=why, bytes=size)  # type: ignore[arg-type]
     assert PruneAnswer.decode(answer.encode()) == answer
-
-
-@pytest.mark.parametrize(("free", "total"), [(5, 100), (100, 100), (0, 0)])
-def test_a_disk_with_room_says_nothing(free: int, total: int) -> None:
-    assert space_warning(free=free, total=total, min_free_percent=5, where="/x") is None
-
-
-def test_a_full_disk_asks_for_a_prune() -> None:
-    said = space_warning(free=4 * 10**9, total=10**11, min_free_percent=5, where="the cluster's workspace")
-    assert said == (
-        "the cluster's workspace: 4.0 % free (4.0 of 100.0 GB), below retention.min_free_percent (5):"
-        " `mqi-hpc prune` shows what may go"
-    )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 from mqi_hpc.core import slurm_checks as checks
-from mqi_hpc.core.chain_plan import DEFAULT_COMMENT, StageResources, plan_calls
+from mqi_hpc.core.chain_plan import StageResources, default_comment, plan_calls
 from mqi_hpc.core.diagnosis import (
     Finding,
     Said,
@@ -112,7 +112,7 @@ def sbatch_options(config: AppConfig) -> dict[str, tuple[str, ...]]:
         submissions,
         resources,
         folder=config.paths.remote_workspace,
-        comment=slurm.comment or DEFAULT_COMMENT,
+        comment=slurm.comment or default_comment(config.app.name, config.app.environment),
         account=slurm.account,
         qos=slurm.qos,
         gpu_count=config.resources.gpu_count,
