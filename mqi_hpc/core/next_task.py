@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
 
+_NEVER = frozenset({SubmitState.REFUSED, SubmitState.WITHDRAWN, SubmitState.BURNT})
+
 
 def task_of(tasks: Sequence[Task], kind: TaskType) -> Task:
     """Return a job's task of a kind that every job has once: UPLOAD, CONVERT or DOWNLOAD."""
@@ -29,7 +31,7 @@ def slurm_tasks(tasks: Sequence[Task]) -> list[Task]:
 
 def to_be_cleared(job: Job) -> bool:
     """Whether a job that will never run may have left something in Slurm that is to be cancelled."""
-    return job.submit_state in (SubmitState.REFUSED, SubmitState.WITHDRAWN) and bool(job.cancelled)
+    return job.submit_state in _NEVER and bool(job.cancelled)
 
 
 def watched(job: Job, tasks: Sequence[Task]) -> bool:
