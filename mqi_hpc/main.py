@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from mqi_hpc.cli import app
+from mqi_hpc.controllers.failpoint import arm
 from mqi_hpc.core.errors import ConfigurationError, ConnectionError, LockHeld, MQIError
 
 _FAILED, _USAGE, _UNREACHABLE, _LOCKED, _INTERRUPTED = 1, 2, 4, 5, 130
@@ -19,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
+        arm(os.environ)
         app(args=arguments, prog_name="mqi-hpc")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

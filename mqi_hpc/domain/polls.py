@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from mqi_hpc.core.effects import Cancel, Completion, Observe
+from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.domain.desk import Desk
@@ -113,12 +114,15 @@ class Polls:
         with self._desk.open(job_id) as work:
             case_id = work.case.case_id
             work.unit.event("cancelling", case_id, {"targets": [list(target) for target in targets]})
+            reach(Failpoint.CANCEL)
+        reach(Failpoint.CANCEL_KEPT)
         self._cancelling.add(job_id)
         self._effects.start(Cancel(case_id=case_id, job_id=job_id, targets=targets))
 
     def cancelled(self, effect: Cancel, completion: Completion) -> None:
         """Note what became of a scancel; where it failed, the next look finds the job live and repeats it."""
         self._cancelling.discard(effect.job_id)
+        reach(Failpoint.CANCEL_ANSWERED)
         with self._desk.open(effect.job_id) as work:
             said = completion.error or completion.output
             data = {"targets": [list(t) for t in effect.targets], "said": said[-500:]}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
+from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IStore
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import slurm_tasks, to_be_cleared, watched
@@ -89,6 +90,11 @@ class Watcher:
                 if wanted:
                     cancels.append((query.ref, wanted))
                 changed = changed or _differs(before, (work.tasks, work.job))
+                points = _points(before, (work.tasks, work.job))
+                for point, _ in points:
+                    reach(point)
+            for _, kept in points:
+                reach(kept)
         return Seen(
             changed=changed,
             cancels=tuple(cancels),
@@ -150,6 +156,22 @@ def sentence(case: Case, task: Task) -> str:
 
 def _number(case: Case, task: Task) -> int:
     return case.beams[task.index].number if task.type is TaskType.BEAM_CALC else 0
+
+
+def _points(
+    before: tuple[Sequence[Task], Job], after: tuple[Sequence[Task], Job]
+) -> list[tuple[Failpoint, Failpoint]]:
+    """Return the failpoints at a change, before and after it is kept."""
+    points = []
+    state = after[1].submit_state
+    if state is not before[1].submit_state:
+        if state is SubmitState.STANDING:
+            points.append((Failpoint.FOUND, Failpoint.FOUND_KEPT))
+        if state is SubmitState.UPLOADED:
+            points.append((Failpoint.AGAIN, Failpoint.AGAIN_KEPT))
+    if sum(task.status.terminal for task in after[0]) > sum(task.status.terminal for task in before[0]):
+        points.append((Failpoint.VERDICT, Failpoint.VERDICT_KEPT))
+    return points
 
 
 def _differs(before: tuple[Sequence[Task], Job], after: tuple[Sequence[Task], Job]) -> bool:

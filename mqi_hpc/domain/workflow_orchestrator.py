@@ -9,6 +9,7 @@ import structlog
 
 from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Scan, Submit, Upload
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
+from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds, IStore
 from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import head_of, task_of
@@ -93,7 +94,9 @@ class WorkflowOrchestrator:
         self._scheduler.schedule_case(case_id)
         self.polls.soon()
         if not jobs:
+            reach(Failpoint.PLAN)
             job = self._jobs.create_job(case_id)
+            reach(Failpoint.PLAN_KEPT)
             with self._desk.open(job.job_id) as work:
                 work.notes.append(f"job {job.name} planned")
             return
@@ -196,23 +199,28 @@ class WorkflowOrchestrator:
                     self._scheduler.defer_task(task.task_id, self._slots_wait, for_slots=True)
                     return False
                 # Committed before anything is sent: after a crash it tells that something may have been.
+                reach(Failpoint.SUBMIT)
                 work.mark(SubmitState.SUBMITTING, "")
                 if task.phase != DEFERRED:
                     work.notes.append("submitting")
             elif task.status is TaskStatus.PENDING:
                 # Tried again, it stays as it is: why it waits is told until it has gone well.
+                reach(Failpoint.UPLOAD if task.type is TaskType.UPLOAD else Failpoint.DOWNLOAD)
                 work.notes.append("uploading" if task.type is TaskType.UPLOAD else "fetching results")
                 work.put_task(task.evolve(status=TaskStatus.RUNNING, phase="running"))
         if task.type is TaskType.UPLOAD:
             self.counts.uploads += 1
+            reach(Failpoint.UPLOAD_BEGUN)
             self._transfers.upload_case(case_id)
         elif task.type is TaskType.DOWNLOAD:
             self.counts.downloads += 1
+            reach(Failpoint.DOWNLOAD_BEGUN)
             self._transfers.download_results(case_id)
         else:
             self.counts.submissions += 1
             folder = self._jobs.folder(case_id, job.name)
             self._sent.add(job.job_id)
+            reach(Failpoint.SUBMIT_KEPT)
             self._effects.start(
                 Submit(case_id=case_id, job_id=job.job_id, job_folder=folder, nonce=self._ids.nonce())
             )
@@ -268,9 +276,13 @@ class WorkflowOrchestrator:
 
     def _submitted(self, effect: Submit, completion: Completion) -> None:
         self._sent.discard(effect.job_id)
+        reach(Failpoint.SUBMIT_ANSWERED)
         with self._desk.open(effect.job_id) as work:
             again, cancels = apply_submit(work, effect, completion)
             head = head_of(work.tasks).task_id
+            stands = work.job.submit_state is SubmitState.STANDING
+        if stands:
+            reach(Failpoint.STANDING_KEPT)
         if again:
             self._scheduler.defer_task(head, self._wait(self._refusals, head))
         else:
@@ -287,9 +299,14 @@ class WorkflowOrchestrator:
 
     def _transferred(self, effect: Upload | Download, completion: Completion) -> None:
         kind = TaskType.UPLOAD if isinstance(effect, Upload) else TaskType.DOWNLOAD
+        upload = kind is TaskType.UPLOAD
+        if completion.error is None:
+            reach(Failpoint.UPLOAD_DONE if upload else Failpoint.DOWNLOAD_DONE)
         with self._desk.open(effect.job_id) as work:
             task = task_of(work.tasks, kind)
             again = apply_transfer(work, task, completion)
+        if completion.error is None:
+            reach(Failpoint.UPLOAD_KEPT if upload else Failpoint.DOWNLOAD_KEPT)
         if again:
             self._scheduler.defer_task(task.task_id, self._wait(self._tries, task.task_id))
         else:

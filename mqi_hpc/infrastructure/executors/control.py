@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 
 from mqi_hpc.core.effects import Cancel, Completion, Failure, Observe, Submit
 from mqi_hpc.core.errors import ConnectionError
+from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IRenderer
 from mqi_hpc.infrastructure.executors.script import Answer, decode_text, run_script
 from mqi_hpc.infrastructure.executors.shell import (
@@ -55,7 +57,9 @@ class Control:
     def submit(self, effect: Submit) -> Completion:
         """Run the job's submit.sh; `uncertain` where it was cut short."""
         script = f"{effect.job_folder}/{SUBMIT_SCRIPT}"
-        result = self._shell.run(["bash", script, effect.nonce], timeout=self._submit_timeout, control=True)
+        result = self._shell.run(
+            ["bash", script, effect.nonce], stdin=_started(), timeout=self._submit_timeout, control=True
+        )
         if result.exit_code in TIMED_OUT:
             return Completion(
                 effect=effect,
@@ -100,6 +104,12 @@ class Control:
             raise ConnectionError("not every scancel was reported", where=self._shell.target)
         failed = any(answer.rest[1] != "0" for answer in answers)
         return Completion(effect=effect, output="\n".join(map(_line, answers)), exit_code=int(failed))
+
+
+def _started() -> Iterator[bytes]:
+    """Feed a command nothing: what feeds it is asked once it has been started."""
+    reach(Failpoint.SUBMIT_SENT)
+    yield from ()
 
 
 def _line(answer: Answer) -> str:

@@ -20,6 +20,7 @@ from mqi_hpc.core.effects import (
     Upload,
 )
 from mqi_hpc.core.errors import ConnectionError, MQIError
+from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.infrastructure.executors.effects import classify
 from tests.support.simulation.clock import VirtualClock
@@ -181,6 +182,7 @@ class SimulatedCluster:
     def _submit(self, effect: Submit) -> Completion:
         script = SubmitScript(self.files, self.slurm, self.clock, effect.job_folder, effect.nonce)
         cut, self.link.cut_submit = self.link.cut_submit, None
+        reach(Failpoint.SUBMIT_SENT)
         run = script.run()
         while True:
             try:
