@@ -1,4 +1,4 @@
-"""The steps of a case at which the program's death matters, listed in one place, so that tests can let it die there.
+"""The steps of a case at which the program's death matters, listed so that tests can let it die there.
 
 Each stands beside a commit or a command to the cluster. `reach` does nothing, unless a hook was installed.
 """

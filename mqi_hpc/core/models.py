@@ -68,7 +68,7 @@ class SubmitState(StrEnum):
     """How far the submission of a job's chain has come; committed before and after each step.
 
     REFUSED: Slurm, or the upload, will never take it. WITHDRAWN: cancelled by a person before it was sent.
-    BURNT: the controller has lost what it had accepted; nobody cancelled it, and this job will never be whole.
+    BURNT: what was accepted is lost, and nobody cancelled it: this job will never be whole.
     """
 
     PLANNED = "planned"

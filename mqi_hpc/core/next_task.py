@@ -34,6 +34,12 @@ def to_be_cleared(job: Job) -> bool:
     return job.submit_state in _NEVER and bool(job.cancelled)
 
 
+def past(job: Job, tasks: Sequence[Task]) -> bool:
+    """Whether nothing of a job may be in Slurm any more: what bears its names there is a ghost."""
+    ended = all(task.status.terminal for task in slurm_tasks(tasks))
+    return job.submit_state in _NEVER or (job.submit_state is SubmitState.STANDING and ended)
+
+
 def watched(job: Job, tasks: Sequence[Task]) -> bool:
     """Whether the cluster is to be asked about a job: something of it may be in Slurm and is not judged."""
     sent = job.submit_state in (SubmitState.SUBMITTING, SubmitState.STANDING, SubmitState.AMBIGUOUS)

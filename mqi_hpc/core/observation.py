@@ -69,6 +69,11 @@ class Row:
         """Whether the word says that the task has ended."""
         return self.word in TERMINAL
 
+    @property
+    def ending(self) -> bool:
+        """Whether the task has ended or is about to: there is nothing to cancel."""
+        return self.terminal or self.word == "COMPLETING"
+
 
 def split_sections(output: str, nonce: str) -> dict[str, Section]:
     """Return the whole sections of `output` by name; what is cut short, or foreign noise, is left out.

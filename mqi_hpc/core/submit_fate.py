@@ -46,7 +46,7 @@ def meaning(report: SubmitReport, completion: Completion, stages: Sequence[str] 
     if report.code == EXIT_AGAIN:
         return Meaning(Fate.AGAIN, f"Slurm: {'; '.join(report.notes) or 'no answer'}")
     if report.code == EXIT_BURNT and report.head is not None:
-        return Meaning(Fate.REFUSED, _burnt(report.head))
+        return Meaning(Fate.DOUBT, f"the chain's head is not as its receipt says ({report.head})")
     if report.failed is not None and report.code is not None:
         return _sbatch_failed(report.failed.stage, report.failed.lines, report.failed.exit_code)
     return Meaning(Fate.DOUBT, _doubt(completion))
@@ -59,13 +59,6 @@ def _sbatch_failed(stage: str, lines: tuple[str, ...], exit_code: int) -> Meanin
     if error.kind is ErrorKind.PERMANENT:
         return Meaning(Fate.REFUSED, f"Slurm refuses {stage}: {error.text}")
     return Meaning(Fate.AGAIN, f"Slurm: {error.text}")
-
-
-def _burnt(head: str) -> str:
-    return (
-        f"the chain's head is not as its receipt says ({head}): somebody cancelled it, or the controller lost"
-        " it; what is left of the chain is cancelled, `mqi-hpc resubmit` makes a new one"
-    )
 
 
 def _doubt(completion: Completion) -> str:

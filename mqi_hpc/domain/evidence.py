@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from mqi_hpc.records.status import StatusLine, decode_lines, newest
 
 ABSENT = 44
 """Exit code of a section whose file is not there: a good answer."""
+_CLAIM = re.compile(r"(interpret|beams|convert)-([0-9]{1,7})\Z")
 _DISABLED = "accounting storage is disabled"
 
 
@@ -46,6 +48,14 @@ class Evidence:
             return parse_receipts(section.text)
         except NotParsed:
             return None
+
+    def claims(self, ref: str) -> frozenset[tuple[str, int]] | None:
+        """Return the tasks of a job, (stage, index), that have begun their work; None: no good answer."""
+        receipts = self.receipts(ref)
+        if receipts is None:
+            return None
+        found = (_CLAIM.match(word) for word in receipts.get("claimed", "").split())
+        return frozenset((match[1], int(match[2])) for match in found if match is not None)
 
     def status(self, ref: str) -> Mapping[tuple[str, int], StatusLine] | None:
         """Return the newest status line of each task of a job; {} where none wrote one yet."""

@@ -234,7 +234,8 @@ def _call_off(work: OpenJob, why: str) -> bool:
         return True
     if work.job.submit_state is not SubmitState.STANDING:
         # Slurm may have taken a part of the chain, and refused the rest for now.
-        work.put_job(work.job.evolve(cancelled=work.job.placed))
+        sent = work.job.placed or work.job.reruns
+        work.put_job(work.job.evolve(cancelled=work.job.stages if sent else ()))
         work.end_all(why, TaskStatus.CANCELLED, "cancelled")
         work.mark(SubmitState.WITHDRAWN, why)
         return True

@@ -15,6 +15,10 @@ from mqi_hpc.domain.submitter import Cancels
 from mqi_hpc.domain.watcher import Watcher
 
 _IDLE_SECONDS = 1.0
+SWEEP_SECONDS = 900.0
+"""Between looks for what has come back of jobs that are over, while there is nothing else to look at."""
+SWEEP_FOR = 86_400.0
+"""How long (s) after the last other look that is done."""
 
 
 class Polls:
@@ -44,6 +48,9 @@ class Polls:
         self._rhythm = rhythm
         self._flying = False
         self._due = 0.0
+        self._sweep_due = clock.monotonic() + SWEEP_SECONDS
+        self._sweep_until = clock.monotonic() + SWEEP_FOR
+        self._sweep_failed = False
         self._wait = rhythm.least
         self._cancelling: set[str] = set()
         self._log = structlog.get_logger("mqi_hpc.polls")
@@ -71,23 +78,38 @@ class Polls:
         """Start a look at the jobs of `cases` where one is due; True where it was started."""
         if self._flying or (self._clock.monotonic() < self._due and not even_early):
             return False
+        now = self._clock.monotonic()
         effect = self._watcher.plan(cases, self._ids.nonce())
         if effect is None:
             # Nothing to look at: a submission makes a look due at once.
             self.last_good = self.unseen_since = None
-            self._due = self._clock.monotonic() + _IDLE_SECONDS
+            effect = self._sweep(now, even_early=even_early)
+        else:
+            self._sweep_due, self._sweep_until = now + SWEEP_SECONDS, now + SWEEP_FOR
+        if effect is None:
+            self._due = now + _IDLE_SECONDS
             return False
         self._flying = True
         if self.unseen_since is None:
-            self.unseen_since = self._clock.monotonic()
+            self.unseen_since = now
         self.looks += 1
         self._effects.start(effect)
         return True
+
+    def _sweep(self, now: float, *, even_early: bool) -> Observe | None:
+        # One that failed has told of an outage: another must be able to tell of its end.
+        if not (now >= self._sweep_due and now < self._sweep_until) and not (
+            even_early and self._sweep_failed
+        ):
+            return None
+        self._sweep_due = now + SWEEP_SECONDS
+        return self._watcher.sweep(self._ids.nonce())
 
     def observed(self, effect: Observe, completion: Completion) -> None:
         """Apply what a look saw, and set when the next is due."""
         now = self._clock.monotonic()
         self._flying = False
+        self._sweep_failed = completion.error is not None and not effect.jobs
         if completion.error is not None:
             self.last_good = None
             self._due = now + self._wait
@@ -130,3 +152,7 @@ class Polls:
             if completion.error is not None or completion.exit_code:
                 ids = " ".join(str(slurm_id) for _, slurm_id in effect.targets)
                 work.notes.append(f"not cancelled: {said[-500:]}; to do it by hand: scancel {ids}")
+                return
+        # Whether it is gone, a look tells.
+        self._wait = self._rhythm.least
+        self._due = min(self._due, self._clock.monotonic() + self._wait)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mqi_hpc.core.models import STAGE_OF, STAGES, Job, Submission, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import interpret_of
+from mqi_hpc.core.next_task import interpret_of, slurm_tasks
 from mqi_hpc.core.observation import Row, belongs, newest
-from mqi_hpc.core.readings import Limits, Reading, TableRow, Timer, Witness
+from mqi_hpc.core.readings import Accounting, Limits, Reading, TableRow, Timer, Witness
 from mqi_hpc.core.slurm_states import LIVE
 from mqi_hpc.core.verdicts import Verdict, judge
 from mqi_hpc.domain.evidence import Evidence
@@ -43,7 +43,8 @@ class Reconciliation:
 
     `unseen`: a task is not live in the queue, so accounting is to be asked next time. `dead_stages`
     wait for a dependency that can never be met, or are live although we have called them off, in the order
-    in which they must be cancelled. `ghosts` are jobs (name, id) under our exact name that no receipt names.
+    in which they must be cancelled. `ghosts` are jobs (name, id) under our exact name that no receipt names,
+    or whose every task is judged: a controller that came back from an older state runs them again.
     `soon`: something is about to change, so the next look should come early.
     """
 
@@ -54,11 +55,15 @@ class Reconciliation:
     soon: bool = False
 
 
+NEVER_RAN = "never_ran"
+"""Among a lost task's parameters: it had not begun when the controller lost it."""
+
+
 class Reconciler:
     """Judges the tasks of a job by what one poll said of them."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
 
     def reconcile(
         self, job: Job, chain: Chain, tasks: Sequence[Task], evidence: Evidence, elapsed: float
@@ -80,7 +85,7 @@ class Reconciler:
             if reading is None:
                 continue
             timer = Timer(row=task.row, waited=task.waited, polls=task.polls)
-            verdict = judge(reading, timer, elapsed, self._limits)
+            verdict = judge(reading, timer, elapsed, self.limits)
             after = _after(task, reading, verdict, evidence, job)
             judged.append(Judged(before=task, after=after, verdict=verdict, reading=reading))
             if task is interpret:
@@ -88,8 +93,8 @@ class Reconciler:
         return Reconciliation(
             judged=tuple(judged),
             unseen=unseen,
-            dead_stages=_dead_stages(job, evidence.queue or ()),
-            ghosts=_ghosts(job, evidence.queue or ()),
+            dead_stages=_dead_stages(job, evidence.queue or (), _in_vain(_with_verdicts(tasks, judged))),
+            ghosts=_ghosts(job, _with_verdicts(tasks, judged), evidence.queue or ()),
             soon=any(one.after.phase in _SOON for one in judged),
         )
 
@@ -205,6 +210,9 @@ def _after(task: Task, reading: Reading, verdict: Verdict, evidence: Evidence, j
         lines = evidence.status(job.job_id) or {}
         line = lines.get((STAGE_OF[task.type], task.index))
         detail = line.text if line is not None else detail
+    never = verdict.status is TaskStatus.LOST and _never_ran(task, reading, evidence, job)
+    if never:
+        detail = "Slurm knows nothing of it, and it never began: the controller has lost it"
     return task.evolve(
         status=verdict.status,
         phase=verdict.phase,
@@ -215,32 +223,66 @@ def _after(task: Task, reading: Reading, verdict: Verdict, evidence: Evidence, j
         node=reading.node or task.node,
         exit_code=reading.exit_code,
         noted=verdict.noted or task.noted,
+        parameters=task.parameters | ({NEVER_RAN: True} if never else {}),
         record=section.text if valid and section is not None else None,
     )
+
+
+def _never_ran(task: Task, reading: Reading, evidence: Evidence, job: Job) -> bool:
+    """Whether a task of which good accounting knows no end left neither claim nor status line."""
+    claims, lines = evidence.claims(job.job_id), evidence.status(job.job_id)
+    if claims is None or lines is None or reading.accounting is not Accounting.GOOD:
+        return False
+    it = (STAGE_OF[task.type], task.index)
+    return it not in claims and it not in lines
 
 
 def _failed(interpret: Task) -> bool:
     return interpret.status in (TaskStatus.FAILED, TaskStatus.SUSPECT, TaskStatus.LOST)
 
 
-def _dead_stages(job: Job, queue: Sequence[Row]) -> tuple[str, ...]:
-    """Return the stages to cancel, convert first: with the array gone, `afterany` would let it run."""
+def _dead_stages(job: Job, queue: Sequence[Row], vain: frozenset[str]) -> tuple[str, ...]:
+    """Return the stages to cancel, convert first: with the array gone, `afterany` would let it run.
+
+    Those in `vain` wait for what has ended: where the controller has lost it, they may wait for ever.
+    """
     dead: set[str] = set()
     for submission in job.submissions:
         mine = [row for row in queue if row.name == submission.name and row.job == submission.slurm_id]
-        if any(row.reason == "DependencyNeverSatisfied" and row.word == "PENDING" for row in mine):
+        waits = [row.reason for row in mine if row.word == "PENDING"]
+        if "DependencyNeverSatisfied" in waits or (submission.stage in vain and "Dependency" in waits):
             dead.update(("convert", "beams") if submission.stage == "beams" else ("convert",))
-        if submission.stage in job.cancelled and any(not row.terminal for row in mine):
+        if submission.stage in job.cancelled and any(not row.ending for row in mine):
             dead.add(submission.stage)
     return tuple(stage for stage in reversed(STAGES) if stage in dead)
 
 
-def _ghosts(job: Job, queue: Sequence[Row]) -> tuple[tuple[str, int], ...]:
+def _with_verdicts(tasks: Sequence[Task], judged: Sequence[Judged]) -> list[Task]:
+    after = {one.after.task_id: one.after for one in judged}
+    return [after.get(task.task_id, task) for task in tasks]
+
+
+def _in_vain(tasks: Sequence[Task]) -> frozenset[str]:
+    """Return the stages that wait in vain: interpret left nothing to build on, or beams are lost."""
+    interpret, beams = interpret_of(tasks), [task for task in tasks if task.type is TaskType.BEAM_CALC]
+    if interpret is not None and _failed(interpret):
+        return frozenset({"beams", "convert"})
+    ended = all(task.status.terminal for task in beams)
+    lost = any(task.status is TaskStatus.LOST for task in beams)
+    return frozenset({"convert"}) if ended and lost else frozenset()
+
+
+def _ghosts(job: Job, tasks: Sequence[Task], queue: Sequence[Row]) -> tuple[tuple[str, int], ...]:
     ids: Mapping[str, int | None] = {s.name: s.slurm_id for s in job.submissions}
+    open_stages = {STAGE_OF[task.type] for task in slurm_tasks(tasks) if not task.status.terminal}
+    over = {s.name for s in job.submissions if s.stage not in open_stages}
     found = {
         (row.name, row.job)
         for row in queue
-        if row.name in ids and not row.terminal and ids[row.name] not in (None, row.job)
+        if row.name in ids
+        and not row.ending
+        and ids[row.name] is not None
+        and (row.name in over or ids[row.name] != row.job)
     }
     return tuple(sorted(found))
 

@@ -1,74 +1,154 @@
-"""What becomes of a chain of unknown fate: found to stand, run again when that is safe, or called off.
+"""What becomes of a chain of unknown fate: found to stand, run again when that is safe, burnt, or called off.
 
 Running submit.sh again is safe whatever happened: what has a receipt is not submitted again, and a job that
 has none gets through no fence and is cancelled as a ghost. It is done only when a run that was cut can no
-longer be alive, by good looks at the queue alone.
+longer be alive, by good looks at the queue alone. A chain that no run of it can complete is burnt, unless
+somebody has cancelled it: who does that is obeyed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.lost_chain import cancelled_row, head_held, left_in_queue, why_lost
 from mqi_hpc.core.models import STAGE_OF, SubmitState, TaskStatus
 from mqi_hpc.core.next_task import head_of
 from mqi_hpc.core.observation import NotParsed, Row
+from mqi_hpc.core.readings import Accounting, Timer
 from mqi_hpc.core.submission import parse_receipt
 from mqi_hpc.domain.desk import OpenJob
 from mqi_hpc.domain.evidence import Evidence
-from mqi_hpc.domain.submitter import Cancels, adopt, ambiguous, stands
+from mqi_hpc.domain.submitter import Cancels, adopt, ambiguous, give_up, stands
 
 MOST_RERUNS = 3
 """How often submit.sh is run again by itself; then a person decides."""
 _GOOD_LOOKS = 2
-_ROW = "in doubt"
+_IN_DOUBT = "in doubt"
+_LOST = "lost"
 _GRACE = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds of good looks: `submit`, the longest life of submit.sh; `lag`, how late accounting may be."""
+
+    submit: float
+    lag: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """`stands`: the chain is whole and released. `cancels`: what of it is to be cancelled, called off."""
+    """`stands`: the chain is whole and released. `cancels`: what of it is to be cancelled.
+
+    `ask`: accounting is to be asked about it in the next look.
+    """
 
     stands: bool = False
     cancels: Cancels = ()
+    ask: bool = False
 
 
-def recover(work: OpenJob, evidence: Evidence, elapsed: float, submit_seconds: float) -> Found:
-    """Bring a job whose submission is in doubt in line with a look; `elapsed` seconds after the last one.
-
-    `submit_seconds`: the longest life of submit.sh.
-    """
+def recover(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patience) -> Found:
+    """Bring a job whose submission is in doubt in line with a look; `elapsed` seconds after the last one."""
     lines = evidence.receipts(work.job.job_id)
     if lines is None or evidence.queue is None:
         return Found()
-    try:
-        receipts = {stage: parse_receipt(line) for stage, line in lines.items() if stage in STAGE_OF.values()}
-        complete = adopt(work, receipts)
-    except (NotParsed, ProcessingError) as error:
-        if work.job.submit_state is not SubmitState.AMBIGUOUS or str(error) not in (work.job.refusal or ""):
-            ambiguous(work, str(error))
-        return Found()
-    if complete and not _held(work, evidence.queue):
+    damaged = _take_receipts(work, lines)
+    whole = not damaged and all(s.slurm_id is not None for s in work.job.submissions)
+    if whole and not head_held(work.job, evidence.queue):
         stands(work)
         return Found(stands=True)
     # While it is under way in this process, its own answer tells.
-    if work.job.submit_state is not SubmitState.AMBIGUOUS or not _long_enough(work, elapsed, submit_seconds):
+    if work.job.submit_state is SubmitState.AMBIGUOUS:
+        return _decide(work, evidence, elapsed, patience, damaged)
+    return Found()
+
+
+def _decide(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patience, damaged: str) -> Found:
+    """Decide what becomes of a chain that does not stand, once no run of submit.sh can be alive."""
+    queue = evidence.queue or ()
+    if damaged and damaged not in (work.job.refusal or ""):
+        ambiguous(work, damaged)
+    lost = damaged or why_lost(work.job, queue, evidence.claims(work.job.job_id) or ())
+    if not _may_act(work, elapsed, patience.submit * _GRACE, lost=lost is not None):
         return Found()
     if work.job.cancelled:
-        return _called_off(work, evidence.queue)
+        return _called_off(work, queue)
+    if damaged:
+        # Nobody who cancels a job damages a receipt: there is nothing to ask accounting.
+        return _burn(work, queue, damaged)
+    if lost is not None:
+        return _judge_lost(work, evidence, lost, elapsed, patience.lag)
     if work.job.reruns < MOST_RERUNS:
         _run_again(work)
     return Found()
 
 
-def _long_enough(work: OpenJob, elapsed: float, submit_seconds: float) -> bool:
+def _take_receipts(work: OpenJob, lines: Mapping[str, str]) -> str:
+    """Take the ids of receipts into the job; returns what is wrong with one of them, or ""."""
+    try:
+        adopt(
+            work, {stage: parse_receipt(line) for stage, line in lines.items() if stage in STAGE_OF.values()}
+        )
+    except (NotParsed, ProcessingError) as error:
+        return str(error)
+    return ""
+
+
+def _may_act(work: OpenJob, elapsed: float, least: float, *, lost: bool) -> bool:
     """Count a good look, and return whether no run of submit.sh can be alive any more."""
+    timer = _timer(work)
+    if lost and timer.row.startswith(_LOST):
+        return True
+    timer = timer.on(_IN_DOUBT, elapsed)
+    _keep(work, timer)
+    return timer.waited >= least and timer.polls >= _GOOD_LOOKS
+
+
+def _timer(work: OpenJob) -> Timer:
     head = head_of(work.tasks)
-    begun = head.row == _ROW
-    waited, polls = (head.waited + elapsed, head.polls + 1) if begun else (0.0, 1)
-    work.put_task(head.evolve(row=_ROW, waited=waited, polls=polls))
-    return waited >= submit_seconds * _GRACE and polls >= _GOOD_LOOKS
+    return Timer(row=head.row, waited=head.waited, polls=head.polls)
+
+
+def _keep(work: OpenJob, timer: Timer) -> None:
+    head = head_of(work.tasks)
+    work.put_task(head.evolve(row=timer.row, waited=timer.waited, polls=timer.polls))
+
+
+def _judge_lost(work: OpenJob, evidence: Evidence, lost: str, elapsed: float, lag: float) -> Found:
+    """Decide what a chain that cannot be completed is: cancelled by somebody, or lost by the controller."""
+    queue = evidence.queue or ()
+    row = cancelled_row(work.job, (*queue, *evidence.accounted))
+    if row is not None:
+        who = "" if row.by_uid is None else f" by uid {row.by_uid}"
+        why = f"somebody cancelled it ({row.name} {row.job}: CANCELLED{who}), and is obeyed"
+        return _refuse(work, queue, f"{lost}: {why}; `mqi-hpc resubmit` makes a new one")
+    timer = _timer(work)
+    if not evidence.asked_accounting or evidence.accounting is Accounting.DOWN:
+        timer = (timer if timer.row.startswith(_LOST) else Timer(row=_LOST)).interrupted()
+        _keep(work, timer)
+        return Found(ask=True)
+    timer = timer.on(_LOST, elapsed)
+    _keep(work, timer)
+    if timer.waited < lag:
+        return Found(ask=True)
+    if evidence.accounting is Accounting.OFF:
+        why = "without accounting it cannot be told whether somebody cancelled it"
+        return _refuse(work, queue, f"{lost}, and {why}; `mqi-hpc resubmit` makes a new one")
+    return _burn(work, queue, f"{lost}, and accounting knows of nobody who cancelled it")
+
+
+def _refuse(work: OpenJob, queue: Sequence[Row], why: str) -> Found:
+    give_up(work, SubmitState.REFUSED, why)
+    return Found(cancels=left_in_queue(work.job, queue))
+
+
+def _burn(work: OpenJob, queue: Sequence[Row], why: str) -> Found:
+    said = f"{work.job.name} is burnt: {why}; what is left of it is cancelled, and only a new job can go on"
+    give_up(work, SubmitState.BURNT, said)
+    return Found(cancels=left_in_queue(work.job, queue))
 
 
 def _run_again(work: OpenJob) -> None:
@@ -82,29 +162,14 @@ def clear(work: OpenJob, evidence: Evidence) -> Cancels:
     """Return what a job that will never run has left in Slurm, last stage first; note when it is nothing."""
     if evidence.queue is None:
         return ()
-    left = _left(work, evidence.queue)
+    left = left_in_queue(work.job, evidence.queue)
     if not left:
         work.put_job(work.job.evolve(cancelled=()))
     return left
-
-
-def _left(work: OpenJob, queue: Sequence[Row]) -> Cancels:
-    names = [submission.name for submission in reversed(work.job.submissions)]
-    live = {(row.name, row.job) for row in queue if row.name in names and not row.terminal}
-    return tuple(sorted(live, key=lambda one: (names.index(one[0]), one[1])))
 
 
 def _called_off(work: OpenJob, queue: Sequence[Row]) -> Found:
     """End a job that a person has cancelled; whatever bears its names is cancelled."""
     work.end_all("cancelled before it was known whether it was submitted", TaskStatus.CANCELLED, "cancelled")
     work.mark(SubmitState.WITHDRAWN, "cancelled")
-    return Found(cancels=_left(work, queue))
-
-
-def _held(work: OpenJob, queue: Sequence[Row]) -> bool:
-    head = work.job.head
-    return any(
-        row.reason.startswith("JobHeld")
-        for row in queue
-        if row.name == head.name and row.job == head.slurm_id
-    )
+    return Found(cancels=left_in_queue(work.job, queue))

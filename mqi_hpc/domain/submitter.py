@@ -61,7 +61,8 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
         return False, ()
     found = meaning(report, completion, work.job.stages)
     if found.fate is Fate.REFUSED:
-        return False, _refuse(work, found.why)
+        give_up(work, SubmitState.REFUSED, found.why)
+        return False, placed(work.job.submissions)
     if found.fate is Fate.AGAIN:
         _back(work, found.why)
         return True, ()
@@ -89,13 +90,13 @@ def _back(work: OpenJob, why: str) -> None:
     work.put_task(head.evolve(status=TaskStatus.PENDING, phase=DEFERRED, detail=why))
 
 
-def _refuse(work: OpenJob, why: str) -> Cancels:
-    # Noted with the refusal: where the scancel does not get out, a later look sees to it.
-    work.put_job(work.job.evolve(cancelled=work.job.placed))
-    work.mark(SubmitState.REFUSED, why)
+def give_up(work: OpenJob, state: SubmitState, why: str) -> None:
+    """Record that nothing of a job will run, as `state`; looks see to what bears its names."""
+    # Where a scancel does not get out, or an earlier run left a ghost, a later look sees to it.
+    work.put_job(work.job.evolve(cancelled=work.job.stages))
+    work.mark(state, why)
     work.end_all(why)
     work.notes.append(why)
-    return placed(work.job.submissions)
 
 
 def placed(submissions: Sequence[Submission]) -> Cancels:

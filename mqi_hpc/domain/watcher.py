@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IStore
+from mqi_hpc.core.lost_chain import left_in_queue
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
-from mqi_hpc.core.next_task import slurm_tasks, to_be_cleared, watched
+from mqi_hpc.core.next_task import past, slurm_tasks, to_be_cleared, watched
+from mqi_hpc.core.observation import PREFIX, Row
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.domain.evidence import Evidence, read_evidence
-from mqi_hpc.domain.reconciler import Reconciler
-from mqi_hpc.domain.recovery import clear, recover
+from mqi_hpc.domain.reconciler import NEVER_RAN, Reconciler
+from mqi_hpc.domain.recovery import Patience, clear, recover
 from mqi_hpc.domain.submitter import Cancels
 from mqi_hpc.records.chain import Chain, decode_chain
 from mqi_hpc.records.layout import CHAIN, output_folder
@@ -50,7 +52,7 @@ class Watcher:
         self._jobs = jobs
         self._reconciler = reconciler
         self._accounting = accounting
-        self._submit_seconds = submit_seconds
+        self._patience = Patience(submit=submit_seconds, lag=reconciler.limits.lag)
         self._chains: dict[str, Chain] = {}
         self._unseen: set[str] = set()
 
@@ -95,6 +97,7 @@ class Watcher:
                     reach(point)
             for _, kept in points:
                 reach(kept)
+        cancels += self._strays(evidence.queue or (), {query.ref for query in effect.jobs})
         return Seen(
             changed=changed,
             cancels=tuple(cancels),
@@ -103,6 +106,34 @@ class Watcher:
             soon=soon,
             free_bytes=evidence.free_bytes(),
         )
+
+    def sweep(self, nonce: str) -> Observe | None:
+        """Return a look at the queue alone, for what came back of jobs that are over; None: none was sent."""
+        with self._store.transaction(write=False) as unit:
+            sent = any(
+                job.submit_state not in (SubmitState.PLANNED, SubmitState.UPLOADED)
+                for case in unit.cases.all()
+                for job in unit.jobs.of_case(case.case_id)
+            )
+        return Observe(nonce=nonce, jobs=(), sacct_ids=()) if sent else None
+
+    def _strays(self, queue: Sequence[Row], looked_at: set[str]) -> list[tuple[str, Cancels]]:
+        """Return, by job, what the queue shows unfinished of jobs of which nothing may be in Slurm any more.
+
+        A thawed run of submit.sh, or a controller that came back from an older state, may have put it there.
+        """
+        own = f"{PREFIX}{self._store.instance}-"
+        rows = [row for row in queue if row.name.startswith(own) and not row.ending]
+        job_ids = {"-".join(row.name.removeprefix(own).split("-")[:2]) for row in rows} - looked_at
+        if not job_ids:
+            return []
+        strays = []
+        with self._store.transaction(write=False) as unit:
+            for job_id in sorted(job_ids):
+                job = unit.jobs.get(job_id)
+                if job is not None and past(job, unit.jobs.tasks(job_id)):
+                    strays.append((job_id, left_in_queue(job, rows)))
+        return strays
 
     def _query(self, case: Case, job: Job, tasks: Sequence[Task]) -> JobQuery:
         return JobQuery(
@@ -119,11 +150,13 @@ class Watcher:
         """Bring one job in line; returns what to cancel of it, and whether it will change soon."""
         job_id = work.job.job_id
         if to_be_cleared(work.job):
-            return clear(work, evidence), True
+            return clear(work, evidence), False
         if work.job.submit_state is not SubmitState.STANDING:
-            doubt = recover(work, evidence, elapsed, self._submit_seconds)
+            doubt = recover(work, evidence, elapsed, self._patience)
+            if doubt.ask:
+                self._unseen.add(job_id)
             if not doubt.stands:
-                return doubt.cancels, True
+                return doubt.cancels, False
         found = self._reconciler.reconcile(work.job, self._chain(work), work.tasks, evidence, elapsed)
         if found.unseen:
             self._unseen.add(job_id)
@@ -136,7 +169,18 @@ class Watcher:
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}
         dead = [(name, slurm_id) for name, slurm_id in map(ids.__getitem__, found.dead_stages)]
         targets = tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None)
-        return targets + found.ghosts, found.soon
+        self._burn_lost(work)
+        return tuple(dict.fromkeys(targets + found.ghosts)), found.soon
+
+    def _burn_lost(self, work: OpenJob) -> None:
+        """Mark a chain that has ended without a part that never began: only a new job can make that good."""
+        tasks = slurm_tasks(work.tasks)
+        lost = [task for task in tasks if NEVER_RAN in task.parameters]
+        if lost and all(task.status.terminal for task in tasks):
+            named = ", ".join(dict.fromkeys(STAGE_OF[task.type] for task in lost))
+            work.put_job(work.job.evolve(cancelled=work.job.stages))
+            work.mark(SubmitState.BURNT, f"{work.job.name} is burnt: the controller has lost {named}")
+            work.notes.append(str(work.job.refusal))
 
     def _chain(self, work: OpenJob) -> Chain:
         job_id = work.job.job_id

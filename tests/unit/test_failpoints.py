@@ -1,4 +1,4 @@
-"""The program dies at every step that matters, each time it comes there: every case still ends exactly once."""
+"""The program dies at every step that matters, and is started again: every case ends exactly once."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _receipts(files: FileSystem, folder: str) -> str:
     text = ""
     for stage in layout.STAGES:
         receipt = files.read(f"{folder}/{layout.receipt(stage)}")
-        text += f"{stage} {receipt.decode('utf-8', 'replace')}" if receipt else ""
-    names = files.names(folder)
-    head = next((stage for stage in layout.STAGES if layout.script(stage) in names), "interpret")
-    return text + (f"claimed {head}\n" if any(name.startswith(f"claim.{head}-") for name in names) else "")
+        if receipt is not None:
+            text += f"{stage} {receipt.decode('utf-8', 'replace') or '-' + chr(10)}"
+    claims = [name.removeprefix("claim.") for name in files.names(folder) if name.startswith("claim.")]
+    return text + (f"claimed {' '.join(claims)}\n" if claims else "")
