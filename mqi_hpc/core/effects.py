@@ -102,7 +102,20 @@ class Prune:
     folder: str
 
 
-Effect = Upload | Submit | Observe | Cancel | Download | Scan | Prune
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """Read what a case's folder (`folder`, absolute, <workspace>/<key>) holds of jobs; changes nothing.
+
+    `job_id` is the job that could not be uploaded, as its folder is taken. The completion's `payload` is
+    CaseRemains (core.adoption).
+    """
+
+    case_id: str
+    job_id: str
+    folder: str
+
+
+Effect = Upload | Submit | Observe | Cancel | Download | Scan | Prune | Survey
 
 
 class Failure(StrEnum):
@@ -116,6 +129,8 @@ class Failure(StrEnum):
     """Too little disk space, here or there: wait, and tell a person."""
     FOLDER = "folder"
     """A folder that this transfer needs, here or there, cannot be used: it waits, and a person is told."""
+    TAKEN = "taken"
+    """Where a job was to be uploaded there is another of this case, which this store does not know."""
     CASE = "case"
     """Something is wrong with this case's own bytes or folders: this case only."""
 
@@ -126,7 +141,7 @@ class Completion:
 
     `failure` classes the error; `uncertain` tells that it may have had its effect all the same (a reply
     was lost). A command that ran and exited non-zero is no error: `exit_code` tells. `payload` is what a
-    Scan found.
+    Scan or a Survey found.
     """
 
     effect: Effect

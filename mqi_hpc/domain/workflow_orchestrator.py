@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Scan, Submit, Upload
+from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Scan, Submit, Survey, Upload
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds, IStore
 from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import head_of, task_of
 from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.domain.adoption import Adoption
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.outage import Outage
 from mqi_hpc.domain.polls import Polls
@@ -73,6 +74,7 @@ class WorkflowOrchestrator:
         self._slots_wait = slots_wait
         self._retry = retry
         self._scans = scans
+        self._adoption = Adoption(desk, jobs, effects)
         self._running = False
         self._quiet = False
         self.outage = Outage(retry)
@@ -243,6 +245,8 @@ class WorkflowOrchestrator:
             self.polls.cancelled(effect, completion)
         elif isinstance(effect, Upload | Download):
             self._transferred(effect, completion)
+        elif isinstance(effect, Survey):
+            self._surveyed(effect, completion)
 
     def _take_up(self, case_id: str) -> None:
         try:
@@ -298,6 +302,9 @@ class WorkflowOrchestrator:
         return self._retry.wait(counts[task_id], self._ids.draw())
 
     def _transferred(self, effect: Upload | Download, completion: Completion) -> None:
+        if completion.failure is Failure.TAKEN:
+            self._adoption.begin(effect.case_id, effect.job_id)
+            return
         kind = TaskType.UPLOAD if isinstance(effect, Upload) else TaskType.DOWNLOAD
         upload = kind is TaskType.UPLOAD
         if completion.error is None:
@@ -307,8 +314,19 @@ class WorkflowOrchestrator:
             again = apply_transfer(work, task, completion)
         if completion.error is None:
             reach(Failpoint.UPLOAD_KEPT if upload else Failpoint.DOWNLOAD_KEPT)
+        self._transfer_ended(task.task_id, again=again)
+
+    def _surveyed(self, effect: Survey, completion: Completion) -> None:
+        # The upload that found its place taken was not over until now.
+        again = self._adoption.apply(effect, completion)
+        self._transfer_ended(f"{effect.job_id}/{TaskType.UPLOAD}", again=again)
+        # One that was called off meanwhile was let go of.
+        self._scheduler.schedule_case(effect.case_id)
+        self.polls.soon()
+
+    def _transfer_ended(self, task_id: str, *, again: bool) -> None:
         if again:
-            self._scheduler.defer_task(task.task_id, self._wait(self._tries, task.task_id))
+            self._scheduler.defer_task(task_id, self._wait(self._tries, task_id))
         else:
-            self._tries.pop(task.task_id, None)
-            self._scheduler.complete_task(task.task_id)
+            self._tries.pop(task_id, None)
+            self._scheduler.complete_task(task_id)

@@ -70,7 +70,7 @@ class JobService:
         files = self._render(unit, case, name, submissions, plan)
         unit.jobs.put(job)
         unit.jobs.put_files(job.job_id, files)
-        for task in _tasks(job, case, plan):
+        for task in tasks_of(job, case, plan):
             unit.jobs.put_task(task)
         beams = [case.beams[index].number for index in plan.indices]
         data = {"job": name, "stages": list(plan.stages), "beams": beams, "files": sorted(files)}
@@ -113,6 +113,15 @@ class JobService:
         array = job.submission("beams")
         beams = 0 if array is None else len(array.indices)
         return self._resources.hold(unit, job.job_id, self._resources.throttle(beams) or 0)
+
+    def claim(self, unit: IUnit, job: Job) -> None:
+        """Within a transaction: take the GPU slots that a job has already, free or not."""
+        array = job.submission("beams")
+        self._resources.claim(unit, job.job_id, 0 if array is None else len(array.indices))
+
+    def case_folder(self, case_id: str) -> str:
+        """Return the case's folder on the cluster, absolute."""
+        return f"{self._workspace}/{case_id}"
 
     def complete_job(self, job_id: str) -> None:
         """Settle a job whose tasks have all ended, and give its slots back."""
@@ -167,7 +176,8 @@ def _submissions(case: Case, number: int, plan: JobPlan) -> tuple[Submission, ..
     return plan_submissions(case.instance, case.case_id, number, beams, stages=plan.stages)
 
 
-def _tasks(job: Job, case: Case, plan: JobPlan) -> list[Task]:
+def tasks_of(job: Job, case: Case, plan: JobPlan) -> list[Task]:
+    """Return the tasks of a job of this plan, none of them begun."""
     return [
         Task(
             task_id=f"{job.job_id}/{kind}" + (f"-{index}" if kind is TaskType.BEAM_CALC else ""),

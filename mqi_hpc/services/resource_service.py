@@ -38,6 +38,11 @@ class ResourceService:
         unit.resources.hold(job_id, count)
         return True
 
+    def claim(self, unit: IUnit, job_id: str, beams: int) -> None:
+        """Within a transaction: note the slots of a job whose array of `beams` tasks Slurm has already."""
+        if self._gpu_count is not None:
+            unit.resources.hold(job_id, min(beams, self._gpu_count))
+
     def shrink(self, unit: IUnit, job_id: str, most: int) -> None:
         """Within a transaction: give back what a job holds beyond `most` slots: its tasks end one by one."""
         if self._gpu_count is not None and unit.resources.holdings().get(job_id, 0) > most:

@@ -106,6 +106,10 @@ class _Jobs(_Part):
             raise StateError("UNIQUE constraint failed: tasks.job_id, tasks.kind, tasks.number")
         data.tasks[task.task_id] = task
 
+    def drop_tasks(self, job_id: str) -> None:
+        data = self._data.writing()
+        data.tasks = {key: task for key, task in data.tasks.items() if task.job_id != job_id}
+
     def files(self, job_id: str) -> dict[str, bytes]:
         return dict(self._data.reading().files.get(job_id, {}))
 

@@ -21,6 +21,7 @@ from mqi_hpc.core.effects import (
     Prune,
     Scan,
     Submit,
+    Survey,
     Upload,
 )
 from mqi_hpc.core.errors import (
@@ -35,7 +36,7 @@ from mqi_hpc.core.errors import (
 from mqi_hpc.infrastructure.executors.control import Control
 from mqi_hpc.infrastructure.executors.shell import OutcomeUnknown, Shell
 from mqi_hpc.infrastructure.executors.transfer import TransferExecutor
-from mqi_hpc.infrastructure.executors.upload import WorkspaceRefused
+from mqi_hpc.infrastructure.executors.upload import FolderTaken, WorkspaceRefused
 
 CLOSE_SECONDS = 4.0
 """Twice this, at most, passes between SIGTERM and the end: systemd and people wait for it."""
@@ -46,17 +47,20 @@ _AWAY = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 )
 
+_CLASSES: tuple[tuple[tuple[type[BaseException], ...], Failure], ...] = (
+    ((AuthenticationError, HostKeyError, ConfigurationError), Failure.ACCESS),
+    ((ConnectionError,), Failure.OUTAGE),
+    ((LocalFolderError, WorkspaceRefused), Failure.FOLDER),
+    ((FolderTaken,), Failure.TAKEN),
+    ((ResourceError,), Failure.SPACE),
+)
+
 
 def classify(error: BaseException) -> Failure:
     """Return the class of an error; what nobody expected is the case's own, so that it stops nothing else."""
-    if isinstance(error, AuthenticationError | HostKeyError | ConfigurationError):
-        return Failure.ACCESS
-    if isinstance(error, ConnectionError):
-        return Failure.OUTAGE
-    if isinstance(error, LocalFolderError | WorkspaceRefused):
-        return Failure.FOLDER
-    if isinstance(error, ResourceError):
-        return Failure.SPACE
+    for kinds, failure in _CLASSES:
+        if isinstance(error, kinds):
+            return failure
     if isinstance(error, OSError) and error.errno in _FULL:
         return Failure.SPACE
     return Failure.FOLDER if isinstance(error, OSError) and error.errno in _AWAY else Failure.CASE
@@ -89,6 +93,7 @@ class ThreadedEffects:
         self._actions: dict[type[Effect], Callable[..., Completion]] = {
             Upload: transfer.upload,
             Download: transfer.download,
+            Survey: transfer.survey,
             Submit: control.submit,
             Cancel: control.cancel,
             Observe: control.observe,
@@ -107,6 +112,7 @@ class ThreadedEffects:
             Observe: polls,
             Scan: scans,
             Prune: transfers,
+            Survey: transfers,
         }
         self._threads = [
             threading.Thread(target=self._work, args=(lane,), name=f"{name}-{n}", daemon=True)
@@ -205,6 +211,6 @@ def _failed(effect: Effect, error: BaseException) -> Completion:
     return Completion(
         effect=effect,
         error=str(error) if expected else f"{type(error).__name__}: {error} (a fault of this program)",
-        failure=_of_transfer(error) if isinstance(effect, Upload | Download) else classify(error),
+        failure=_of_transfer(error) if isinstance(effect, Upload | Download | Survey) else classify(error),
         uncertain=isinstance(error, OutcomeUnknown),
     )

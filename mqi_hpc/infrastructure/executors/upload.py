@@ -34,6 +34,10 @@ class WorkspaceRefused(MQIError):  # noqa: N818 - as in core.errors
     """The remote workspace belongs to another installation: nothing may be written there."""
 
 
+class FolderTaken(MQIError):  # noqa: N818 - as in core.errors
+    """In the place of a job stands another of its case, or a later one, of which this store knows nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """A folder to be published: its files as (path, bytes, contents)."""
@@ -114,6 +118,7 @@ class Uploader:
         answers = run_script(self._shell, LOOK, arguments, timeout=self._limit(size))
         states = {answer.rest[0]: answer for answer in answers if answer.word == "STATE"}
         self._check_owner(next(a for a in answers if a.word == "OWNER"))
+        self._check_taken(key, parts[1].name, states, [a.rest[0] for a in answers if a.word == "JOB"])
         wanted = self._min_free + sum(p.size for p in parts if states[p.name].rest[1] != "same")
         self._check_space(next(a for a in answers if a.word == "SPACE"), wanted)
         return states
@@ -128,6 +133,16 @@ class Uploader:
                 fix="Give this installation a paths.remote_workspace of its own; or, if it is this one's "
                 "from before its state was lost: `mqi-hpc init --adopt --instance FILE`, a backup of its "
                 ".instance",
+            )
+
+    def _check_taken(self, key: str, job: str, states: dict[str, Answer], there: list[str]) -> None:
+        """Refuse to send a job where another has its name, or a later one is there: we do not know all."""
+        later = [name for name in there if is_job(name) and int(name[1:]) > int(job[1:])]
+        if later or states[job].rest[1] == "other":
+            raise FolderTaken(
+                f"{', '.join(later) or f'another {job}'} of this case is there, not known to the store",
+                where=f"{self._shell.target}:{self._workspace}/{key}",
+                fix="What is there is read, and gone on from where it fits the case",
             )
 
     def _check_space(self, answer: Answer, wanted: float) -> None:

@@ -49,6 +49,7 @@ if [ "$owner" = "$instance" ]; then
   step "making the case's folder" mkdir -p -- "$key"
   enter "the case's folder" "$key"
   while [ $# -gt 0 ]; do state "$1" "$2" "$3"; shift 3; done
+  for other in j[0-9]*; do if [ -d "$other" ]; then say JOB "$other"; fi; done
 fi
 say END
 """

@@ -173,6 +173,10 @@ class JobRepository:
             },
         )
 
+    def drop_tasks(self, job_id: str) -> None:
+        """Forget a job's tasks: others are put in their place."""
+        self._db.execute("DELETE FROM tasks WHERE job_id=?", [job_id])
+
     def files(self, job_id: str) -> dict[str, bytes]:
         """Return the files rendered for a job, by path."""
         rows = self._db.execute("SELECT path, content FROM files WHERE job_id=? ORDER BY path", [job_id])

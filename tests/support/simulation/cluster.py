@@ -17,6 +17,7 @@ from mqi_hpc.core.effects import (
     Prune,
     Scan,
     Submit,
+    Survey,
     Upload,
 )
 from mqi_hpc.core.errors import ConnectionError, MQIError
@@ -46,7 +47,8 @@ class Link:
 
     seconds: dict[type[Effect], float] = field(
         default_factory=lambda: {
-            Upload: 2.0, Submit: 1.0, Observe: 0.5, Cancel: 0.5, Download: 2.0, Prune: 1.0, Scan: 0.5
+            Upload: 2.0, Submit: 1.0, Observe: 0.5, Cancel: 0.5, Download: 2.0, Prune: 1.0, Scan: 0.5,
+            Survey: 1.0,
         }
     )  # fmt: skip
     down: bool = False
@@ -95,6 +97,7 @@ class SimulatedCluster:
             Upload: lambda effect: Completion(effect=effect, output=self._transfers.upload(effect)),
             Download: lambda effect: Completion(effect=effect, output=self._transfers.download(effect)),
             Prune: self._prune,
+            Survey: lambda effect: Completion(effect=effect, payload=self._transfers.survey(effect)),
             Submit: self._submit,
             Observe: self._observe,
             Cancel: self._cancel,

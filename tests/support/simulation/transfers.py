@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from posixpath import basename, dirname
 
-from mqi_hpc.core.effects import Download, Prune, ResultFile, Upload
+from mqi_hpc.core.adoption import CaseRemains, JobRemains
+from mqi_hpc.core.effects import Download, Prune, ResultFile, Survey, Upload
 from mqi_hpc.core.errors import (
     ConfigurationError,
     ConnectionError,
@@ -18,9 +19,18 @@ from mqi_hpc.core.errors import (
 )
 from mqi_hpc.core.pruning import PruneAnswer
 from mqi_hpc.infrastructure.executors.files import check_own, read_registered
-from mqi_hpc.infrastructure.executors.upload import INPUT, JOB_FOLDERS, WorkspaceRefused
-from mqi_hpc.records.layout import MANIFEST, is_job, is_key
-from mqi_hpc.records.manifest import format_manifest
+from mqi_hpc.infrastructure.executors.upload import INPUT, JOB_FOLDERS, FolderTaken, WorkspaceRefused
+from mqi_hpc.records.layout import (
+    CHAIN,
+    MANIFEST,
+    STAGES,
+    SUBMIT_SCRIPT,
+    is_job,
+    is_key,
+    receipt,
+    script,
+)
+from mqi_hpc.records.manifest import format_manifest, parse_manifest
 from tests.support.simulation.filesystem import FileSystem, Stored
 from tests.support.simulation.jobs import LIVE
 
@@ -66,6 +76,7 @@ class Transfers:
         inputs = {file.remote: Stored(file.bytes, file.sha256, None) for file in effect.inputs}
         jobs = {name: Stored.of(data) for name, data in effect.files.items()}
         size = sum(stored.size for stored in (*inputs.values(), *jobs.values()))
+        self._check_taken(effect, jobs)
         sent = [
             (folder, part)
             for folder, part in ((effect.input_folder, inputs), (effect.job_folder, jobs))
@@ -133,6 +144,50 @@ class Transfers:
                 f"not to this one ({self._instance})",
                 where=path,
             )
+
+    def _check_taken(self, effect: Upload, part: dict[str, Stored]) -> None:
+        folder, job = effect.job_folder, basename(effect.job_folder)
+        later = [
+            name
+            for name in self._files.names(dirname(folder))
+            if is_job(name) and int(name[1:]) > int(job[1:])
+        ]
+        manifest = self._files.read(f"{folder}/{MANIFEST}")
+        if later or (manifest is not None and manifest != _manifest(part)):
+            raise FolderTaken(f"{', '.join(later) or job} is there already", where=folder)
+
+    def survey(self, effect: Survey) -> CaseRemains:
+        """Return what a case's folder holds, or raise production's errors."""
+        if not self._files.exists(f"{self._workspace}/.owner"):
+            raise ConnectionError("the workspace cannot be entered", where=self._workspace)
+        manifest = self._files.read(f"{effect.folder}/{INPUT}/{MANIFEST}")
+        return CaseRemains(
+            input_digest=None if manifest is None else hashlib.sha256(manifest).hexdigest(),
+            jobs=tuple(
+                self._remains(effect.folder, name)
+                for name in self._files.names(effect.folder)
+                if is_job(name)
+            ),
+        )
+
+    def _remains(self, case_folder: str, name: str) -> JobRemains:
+        folder = f"{case_folder}/{name}"
+        manifest = self._files.read(f"{folder}/{MANIFEST}")
+        if manifest is None:
+            return JobRemains(name=name, fault=f"it has no {MANIFEST}")
+        for path, digest in parse_manifest(manifest.decode()).items():
+            found = self._files.stat(f"{folder}/{path}")
+            if found is None or found.sha256 != digest:
+                return JobRemains(name=name, fault=f"its files are not what {MANIFEST} says: {path}")
+        names = self._files.names(folder)
+        wanted = {MANIFEST, CHAIN, SUBMIT_SCRIPT, *map(script, STAGES)}
+        receipts = {stage: self._files.read(f"{folder}/{receipt(stage)}") for stage in STAGES}
+        return JobRemains(
+            name=name,
+            files={one: self._files.read(f"{folder}/{one}") or b"" for one in names if one in wanted},
+            receipts={stage: text.decode().strip() for stage, text in receipts.items() if text is not None},
+            claims=tuple(one for one in names if one.startswith("claim.")),
+        )
 
     def _wanted(self, folder: str, part: dict[str, Stored]) -> bool:
         if not self._files.names(folder):
