@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mqi_hpc.core.effects import Cancel, Failure, Observe, ResultFile, Submit
+from mqi_hpc.core.adoption import CaseRemains, adoption
+from mqi_hpc.core.effects import Cancel, Failure, Observe, ResultFile, Submit, Survey
 from mqi_hpc.core.models import STAGES, SubmitState, TaskStatus
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.pruning import PruneAnswer
@@ -19,6 +20,8 @@ from mqi_hpc.core.readings import Accounting
 from mqi_hpc.core.resubmit import plan_resubmit
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.domain.evidence import read_evidence
+from mqi_hpc.records.layout import MANIFEST
+from mqi_hpc.records.manifest import format_manifest
 from mqi_hpc.records.result import ConvertRecord, decode_record
 from mqi_hpc.services.history import read_history
 from tests.support.cluster import Cluster, cluster_image
@@ -518,8 +521,60 @@ def test_another_job_in_the_place_of_ours_is_left_alone(bed: Bed) -> None:
     other = replace(effect, files={**effect.files, "chain.json": b"{}\n"})
     assert bed.run(other).error is None
     completion = bed.run(effect)
-    assert completion.failure is Failure.CASE
-    assert "MANIFEST" in str(completion.error)
+    assert completion.failure is Failure.TAKEN
+    assert "j01" in str(completion.error)
+
+
+def test_a_job_is_not_sent_where_a_later_one_is_there(bed: Bed) -> None:
+    sent = bed.plan()
+    effect = bed.uploading(sent)
+    later = replace(effect, job_folder=f"{bed.case_folder}/j02")
+    assert bed.run(later).error is None
+    completion = bed.run(effect)
+    assert completion.failure is Failure.TAKEN
+    assert "j02" in str(completion.error)
+    assert not bed.exists(sent.folder)
+
+
+def surveyed(bed: Bed) -> CaseRemains:
+    effect = Survey(case_id=bed.case.case_id, job_id=f"{bed.case.case_id}-j01", folder=bed.case_folder)
+    completion = bed.run(effect)
+    assert completion.error is None
+    assert isinstance(completion.payload, CaseRemains)
+    return completion.payload
+
+
+def test_a_survey_tells_what_a_case_left(bed: Bed) -> None:
+    sent = bed.plan()
+    assert bed.upload(sent).error is None
+    (before,) = surveyed(bed).jobs
+    assert (before.name, before.fault, before.receipts, before.claims) == ("j01", "", {}, ())
+    bed.submit(sent)
+    bed.to_the_end(sent)
+    found = surveyed(bed)
+    manifest = format_manifest({file.remote: file.sha256 for file in bed.case.files})
+    assert found.input_digest == hashlib.sha256(manifest.encode()).hexdigest()
+    (job,) = found.jobs
+    sources = bed.uploading(sent).files
+    assert set(job.files) == {name for name in sources if not name.endswith((".in", ".pyz"))} | {MANIFEST}
+    assert all(job.files[name] == sources[name] for name in job.files if name != MANIFEST)
+    ids = {stage: int(text.split()[1]) for stage, text in job.receipts.items()}
+    assert ids == {s.stage: s.slurm_id for s in sent.job.submissions}
+    beams = [f"claim.beams-{beam.index}" for beam in bed.case.beams]
+    assert sorted(job.claims) == sorted([*beams, "claim.interpret-0", "claim.convert-0"])
+    assert [one.newest for one in adoption(bed.case, "j01", found)] == [True]
+
+
+def test_a_survey_tells_what_is_not_as_it_was_sent(bed: Bed) -> None:
+    sent = bed.send()
+    bed.overwrite(f"{sent.folder}/submit.sh", b"#!/bin/bash\n")
+    (job,) = surveyed(bed).jobs
+    assert "submit.sh" in job.fault
+    bed.remove(f"{sent.folder}/MANIFEST.sha256")
+    bed.remove(f"{bed.case_folder}/input/MANIFEST.sha256")
+    found = surveyed(bed)
+    assert found.input_digest is None
+    assert "MANIFEST" in found.jobs[0].fault
 
 
 def test_results_and_logs_come_home_and_nothing_else_does(bed: Bed) -> None:

@@ -376,7 +376,8 @@ def test_an_older_backup_that_knows_no_resubmit_adopts_it_when_one_is_asked_for(
     floor.until("completed")
     restored(floor, kept)
     assert floor.report().status == "partial"
-    floor.sim.advance(5.0)
+    with floor.bed.store.transaction() as unit:
+        unit.event("order", floor.case.case_id, {"request": "of another day"})
     floor.order(Verb.RESUBMIT)
     floor.until("completed")
     assert adopted(floor) == ["j02"]

@@ -28,7 +28,7 @@ from mqi_hpc.core.errors import (
 from mqi_hpc.infrastructure.executors.control import Control
 from mqi_hpc.infrastructure.executors.effects import ThreadedEffects, classify
 from mqi_hpc.infrastructure.executors.shell import OutcomeUnknown, Result
-from mqi_hpc.infrastructure.executors.upload import WorkspaceRefused
+from mqi_hpc.infrastructure.executors.upload import FolderTaken, WorkspaceRefused
 
 SUBMIT = Submit(case_id="k", job_id="k-j01", job_folder="/ws/k/j01", nonce="n")
 OBSERVE = Observe(nonce="n", jobs=(), sacct_ids=())
@@ -79,7 +79,7 @@ class Transfer:
     """Stands for TransferExecutor."""
 
     def __init__(self, act: Callable[[Effect], Completion]) -> None:
-        self.upload = self.download = act
+        self.upload = self.download = self.survey = act
 
 
 def said(stdout: bytes = b"", code: int = 0, stderr: bytes = b"") -> Result:
@@ -116,6 +116,7 @@ def one(port: ThreadedEffects, effect: Effect) -> Completion:
         (ConfigurationError("x"), Failure.ACCESS),
         (WorkspaceRefused("x"), Failure.FOLDER),
         (LocalFolderError("x"), Failure.FOLDER),
+        (FolderTaken("x"), Failure.TAKEN),
         (ResourceError("x"), Failure.SPACE),
         (OSError(errno.ENOSPC, "x"), Failure.SPACE),
         (OSError(errno.EDQUOT, "x"), Failure.SPACE),

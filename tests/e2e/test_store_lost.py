@@ -1,0 +1,77 @@
+"""The store is deleted while beams run on a real cluster: it is rebuilt, and nothing is computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_daemon import GRID, chains, ended_rows, numbers, rows, sample
+from tests.support.cli import mqi, shown
+from tests.support.cluster import Cluster, wait_until
+from tests.support.daemon import DaemonProcess
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def config(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    workspace = f"/home/mqi/{tmp_path.name}"
+    yield cluster.write_config(
+        tmp_path,
+        moqui={"grid": GRID},
+        paths={"remote_workspace": workspace},
+        privacy={"names": True},
+        processing={"quiet_seconds": 2, "scan_interval_seconds": 1, "poll_max_seconds": 2},
+    )
+    cluster.reset()
+    cluster.root(f"rm -rf -- {workspace}")
+
+
+def lose_the_store(config: Path) -> None:
+    """What is left is the identity: the file that ends in .instance."""
+    home = config.parent
+    left = [path for path in home.rglob("*.sqlite*") if not path.name.endswith(".instance")]
+    assert left
+    for path in left:
+        path.unlink()
+    begun = mqi(config, "init", "--adopt")
+    assert begun.returncode == 0, begun.stderr
+    assert "as it should" in begun.stdout
+
+
+def test_a_store_lost_while_beams_run(cluster: Cluster, config: Path) -> None:
+    folder = sample(config, "P600", "--beams", "3", "--layers", "2")
+    beam = numbers(folder)[1]
+    cluster.fault(beam, "hang")
+    with DaemonProcess(config) as daemon:
+        wait_until(
+            lambda: [b["verdict"] for b in shown(config, "P600-f01")["beams"]] == ["done", "running", "done"],
+            240,
+            "two beams done and one that runs",
+        )
+        key = shown(config, "P600-f01")["case_id"]
+        daemon.process.kill()
+        daemon.process.wait()
+    lose_the_store(config)
+    with DaemonProcess(config) as daemon:
+        wait_until(
+            lambda: [b["verdict"] for b in shown(config, "P600-f01")["beams"]] == ["done", "running", "done"],
+            240,
+            "the same, by a store that was rebuilt",
+        )
+        assert shown(config, "P600-f01")["case_id"] == key
+        assert "taken over from there" in daemon.said
+        cluster.go_on(beam)
+        daemon.until({"P600-f01": "completed"}, 300)
+        daemon.stop()
+    report = shown(config, "P600-f01")
+    assert len(report["results"]) == 3
+    ran = chains(ended_rows(cluster, key, 5))
+    assert {name: len(ids) for name, ids in ran.items()} == {
+        "j01-interpret": 1,
+        "j01-beams": 3,
+        "j01-convert": 1,
+    }
+    assert {state for _, _, state in rows(cluster, key)} == {"COMPLETED"}
