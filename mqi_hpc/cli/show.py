@@ -106,6 +106,8 @@ def case(report: CaseReport) -> None:
         out.print(f"  {task.task}:{slurm} {_coloured(task.verdict)}{tail}")
     if report.beams:
         out.print(_beams(report.beams))
+    for one in report.next:
+        out.print(f"  next: {escape(one.text)}", soft_wrap=True)
     for path in report.results:
         out.print(f"  {escape(path)}", soft_wrap=True)
     for who, detail, paths in _failures(report):

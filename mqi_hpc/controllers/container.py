@@ -26,11 +26,13 @@ from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.resubmit import plan_resubmit
+from mqi_hpc.core.retry_plan import outlook
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.orders import Orders, describe
 from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.reconciler import Reconciler
 from mqi_hpc.domain.request_desk import RequestDesk
+from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.system_monitor import MonitorLimits, SystemMonitor
 from mqi_hpc.domain.task_scheduler import TaskScheduler
@@ -149,8 +151,10 @@ class Container:
         with self.parts.store.transaction(write=False) as unit:
             history = read_history(unit, case_id)
         case = self.cases.get_case(case_id)
+        coming = [f"{case.label}: by itself: {one.text}" for one in outlook(case, history) if one.at]
         plan = plan_resubmit(case, history, numbers=beams, convert_only=convert_only)
-        return f"{case.label}: {describe(case, plan, job_name(len(history.jobs) + 1))}"
+        now = f"{case.label}: {describe(case, plan, job_name(len(history.jobs) + 1))}"
+        return "\n".join([*coming, f"{now} (asked for now)" if coming else now])
 
     def gpu_slots(self) -> tuple[int, int | None]:
         """Return the slots of our GPU budget that jobs hold, and all there are (None: no budget)."""
@@ -203,6 +207,7 @@ class Container:
             self._resources,
             self.parts.clock,
             workspace=self.config.paths.remote_workspace,
+            most_left_out=self.config.processing.retries.most_left_out,
         )
 
     @cached_property
@@ -332,7 +337,15 @@ class Container:
 
     @cached_property
     def _desk(self) -> Desk:
-        return Desk(self.parts.store, self.cases, self.jobs, self._heard, self._scheduler.changed)
+        return Desk(
+            self.parts.store,
+            self.cases,
+            self.jobs,
+            self._heard,
+            self._scheduler.changed,
+            clock=self.parts.clock,
+            retries=self.parts.retry_table,
+        )
 
     @cached_property
     def _orders(self) -> Orders:
@@ -373,6 +386,7 @@ class Container:
             ids=parts.ids,
             slots_wait=processing.poll_min_seconds,
             retry=processing.retry_policy.policy(),
+            retries=Retries(self._desk, self.jobs, parts.retry_table),
             scans=scans,
         )
 

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from mqi_hpc.core.causes import Cause
 from mqi_hpc.core.effects import Completion, Scan
 from mqi_hpc.core.gpu_inventory import NodeGpus
 from mqi_hpc.core.interfaces import IStore
 from mqi_hpc.core.monitoring import GPUReading
 from mqi_hpc.core.retention import RetentionRules
 from mqi_hpc.core.retry import CircuitBreaker
+from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
+from mqi_hpc.core.slurm_sizes import megabytes, seconds
 from mqi_hpc.infrastructure.config import AppConfig
+from mqi_hpc.infrastructure.config.retries import RetryRuleConfig
 from mqi_hpc.infrastructure.connection.pool import SSHConnectionPool
 from mqi_hpc.infrastructure.executors import (
     Control,
@@ -222,9 +226,61 @@ class Parts:
             local_results_days=retention.local_results_days,
         )
 
+    @cached_property
+    def retry_table(self) -> RetryTable:
+        """Return what is done again by itself."""
+        retries, stages = self.config.processing.retries, self.config.slurm.stages
+        memory, time_ = retries.out_of_memory, retries.timeout
+        return RetryTable(
+            most=retries.most,
+            rules={
+                **{
+                    cause: _rule(rule, leave_out=rule.leave_out_seconds)
+                    for cause, rule in (
+                        (Cause.NODE_FAIL, retries.node_fail),
+                        (Cause.BOOT_FAIL, retries.boot_fail),
+                        (Cause.GPU_CHECK, retries.gpu_check),
+                    )
+                },
+                Cause.PREEMPTED: _rule(retries.preempted),
+                Cause.OUT_OF_MEMORY: _rule(
+                    memory,
+                    factor=memory.memory_factor,
+                    maximum=megabytes(memory.memory_maximum) if memory.memory_maximum else None,
+                ),
+                Cause.TIMEOUT: _rule(
+                    time_,
+                    factor=time_.time_factor,
+                    maximum=seconds(time_.time_maximum) if time_.time_maximum else None,
+                ),
+                Cause.BURNT: _rule(retries.burnt),
+            },
+            asked={
+                stage: Asked(megabytes(asked.memory), seconds(asked.time))
+                for stage, asked in (
+                    ("interpret", stages.interpret),
+                    ("beams", stages.beams),
+                    ("convert", stages.convert),
+                )
+            },
+        )
+
     def free_bytes(self) -> int:
         """Return the free space where results go."""
         return shutil.disk_usage(_existing(self.config.paths.local_results)).free
+
+
+def _rule(
+    rule: RetryRuleConfig, *, leave_out: float = 0.0, factor: float = 1.0, maximum: int | None = None
+) -> Rule:
+    return Rule(
+        most=rule.most,
+        pauses=rule.pauses_seconds,
+        counted=rule.counted,
+        leave_out=leave_out,
+        factor=factor,
+        maximum=maximum,
+    )
 
 
 def _existing(path: Path) -> Path:

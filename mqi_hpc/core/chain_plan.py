@@ -25,7 +25,7 @@ _COMMENT_BYTES = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResources:
-    """What a stage asks of Slurm; `extra` are further sbatch options, verbatim."""
+    """What a stage asks of Slurm; `extra` are further sbatch options, verbatim; `left_out` nodes to avoid."""
 
     partition: str | None
     time: str
@@ -33,6 +33,7 @@ class StageResources:
     cpus: int
     gres: str | None = None
     extra: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +194,18 @@ def _wishes(want: StageResources, account: str | None, qos: str | None) -> tuple
         f"--cpus-per-task={want.cpus}",
         f"--mem={want.memory}",
         f"--time={want.time}",
+        *(
+            (f"--exclude={','.join(sorted({*_excluded(want.extra), *want.left_out}))}",)
+            if want.left_out
+            else ()
+        ),
     )
+
+
+def _excluded(extra: Sequence[str]) -> list[str]:
+    """Return what a site's own options leave out: sbatch takes the last of an option alone."""
+    own = [option.partition("=")[2] for option in extra if option.startswith("--exclude=")]
+    return [own[-1]] if own else []
 
 
 def _safety(submission: Submission, folder: str, comment: str, gpu_count: int | None) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class IJobRepository(Protocol):
     def tasks(self, job_id: str) -> list[Task]: ...
     def put_task(self, task: Task) -> None: ...
     def drop_tasks(self, job_id: str) -> None: ...
+    def left_out(self, now: float) -> list[Task]: ...
     def files(self, job_id: str) -> dict[str, bytes]: ...
     def put_files(self, job_id: str, files: Mapping[str, bytes]) -> None: ...
 
@@ -136,6 +137,8 @@ class RenderRequest:
     `beams` are those it computes. `sources` names the job that holds the dose of each other beam (by index)
     that convert is to take. `interpreted` is (job, SHA-256 of interpret's record) where it is not this
     job's own. `waits_for` are older jobs of the case whose array may still run: convert waits for them.
+    `asks` is (memory in MB, time in s) of the stages that ask for other than the configuration says; the
+    array keeps away from the nodes `left_out`.
     """
 
     case: Case
@@ -147,6 +150,8 @@ class RenderRequest:
     sources: Mapping[int, str] = field(default_factory=dict)
     interpreted: tuple[str, str] | None = None
     waits_for: tuple[str, ...] = ()
+    asks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 class IRenderer(Protocol):

@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
+from mqi_hpc.core.causes import Retry
+
 _KEY_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _KEY_LENGTH = 12
 
@@ -68,7 +70,8 @@ class SubmitState(StrEnum):
     """How far the submission of a job's chain has come; committed before and after each step.
 
     REFUSED: Slurm, or the upload, will never take it. WITHDRAWN: cancelled by a person before it was sent.
-    BURNT: what was accepted is lost, and nobody cancelled it: this job will never be whole.
+    BURNT: the controller has lost what it had accepted; nobody cancelled it, and this job will never be
+    whole.
     """
 
     PLANNED = "planned"
@@ -177,7 +180,7 @@ class Job(_Evolving):
     """One run of the chain for some beams of a case.
 
     `cancelled` are the stages that we called off, `reruns` how often submit.sh was run again after its fate
-    was not known.
+    was not known. `automatic`: it is a retry that nobody asked for; `left_out` are nodes its beams avoid.
     """
 
     job_id: str
@@ -194,6 +197,8 @@ class Job(_Evolving):
     refusal: str | None = None
     cancelled: tuple[str, ...] = ()
     reruns: int = 0
+    automatic: bool = False
+    left_out: tuple[str, ...] = ()
 
     def submission(self, stage: str) -> Submission | None:
         """Return the submission of `stage` ("interpret", "beams" or "convert"), None where it has none."""
@@ -224,7 +229,9 @@ class Task(_Evolving):
     """One step of a job: `index` is the beam's array index for BEAM_CALC, 0 elsewhere.
 
     `phase` and `detail` are the last verdict in words; `row`, `waited` (s) and `polls` its timer; `slurm`
-    the newest terminal word of Slurm; `record` the text of the stage's own valid record.
+    the newest terminal word of Slurm; `record` the text of the stage's own valid record. `ended_at` (UTC
+    epoch s) is when it was judged; `retry` what follows by itself, else `not_retried` says why nothing does;
+    new beams avoid its node until `left_out_until` (UTC epoch s).
     """
 
     task_id: str
@@ -244,6 +251,10 @@ class Task(_Evolving):
     exit_code: int | None = None
     noted: str = ""
     record: str | None = None
+    ended_at: float | None = None
+    retry: Retry | None = None
+    not_retried: str = ""
+    left_out_until: float | None = None
 
 
 def case_key(secret: bytes, identity: str) -> str:

@@ -10,10 +10,16 @@ from mqi_hpc.core.models import CaseStatus, JobStatus, Task, TaskStatus, TaskTyp
 def case_status(tasks: Sequence[Task]) -> CaseStatus:
     """Return the status of a case with `tasks`, those that count (`resubmit.current_tasks`).
 
-    Nothing begun: queued. Anything live: processing. All beams done (or accepted) and delivered: completed.
-    Some done: partial. All cancelled: cancelled. Else failed. A suspect or lost task has ended; it is not
-    done.
+    Nothing begun: queued. Anything live or to be retried: processing. All beams done (or accepted) and
+    delivered: completed. Some done: partial. All cancelled: cancelled. Else failed. A suspect or lost task
+    has ended; it is not done.
     """
+    if any(task.retry is not None for task in tasks):
+        return CaseStatus.PROCESSING
+    return _status(tasks)
+
+
+def _status(tasks: Sequence[Task]) -> CaseStatus:
     if all(task.status is TaskStatus.PENDING for task in tasks):
         return CaseStatus.QUEUED
     if not all(task.status.terminal for task in tasks):
@@ -43,7 +49,7 @@ def job_status(tasks: Sequence[Task]) -> JobStatus:
         CaseStatus.PARTIAL: JobStatus.PARTIAL,
         CaseStatus.CANCELLED: JobStatus.CANCELLED,
         CaseStatus.FAILED: JobStatus.FAILED,
-    }[case_status(tasks)]
+    }[_status(tasks)]
 
 
 def exit_code(status: CaseStatus) -> int:

@@ -20,6 +20,7 @@ class JobPlan:
     `stages` is a suffix of interpret, beams, convert; `indices` are the beams it computes. `sources` names
     the job that holds, or still computes, the dose of each other beam. `interpreted` is the job whose
     interpret output serves this one, None for its own. `waits_for` are older jobs whose array still runs.
+    `asks` is (memory in MB, time in s) of the stages that ask for more than the configuration gives them.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -27,6 +28,7 @@ class JobPlan:
     sources: Mapping[int, str] = field(default_factory=dict)
     interpreted: str | None = None
     waits_for: tuple[str, ...] = ()
+    asks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

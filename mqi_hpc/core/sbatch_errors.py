@@ -53,7 +53,7 @@ _PERMANENT = (
     "invalid job array specification", "invalid time specified", "access denied to requested reservation",
     "too long", "job dependency problem", "circular job dependency", "batch script", "permission denied",
     "invalid user id", "job violates accounting/qos policy", "unrecognized option", "invalid option",
-    "failed to run command", "unable to open file",
+    "failed to run command", "unable to open file", "invalid node name",
 )  # fmt: skip
 _TIMED_OUT = (124, 137)
 

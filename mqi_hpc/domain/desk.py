@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from mqi_hpc.core.causes import Cause, Retry
 from mqi_hpc.core.errors import StateError
-from mqi_hpc.core.interfaces import IStore, IUnit
-from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus
+from mqi_hpc.core.interfaces import IClock, IStore, IUnit
+from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.outcome import case_status
 from mqi_hpc.core.resubmit import History, current_tasks
+from mqi_hpc.core.retry_causes import RetryTable, decide
+from mqi_hpc.core.retry_plan import promise
 from mqi_hpc.services.case_service import TWIN, CaseService
 from mqi_hpc.services.history import read_history
 from mqi_hpc.services.intake_service import GROWN, LATE
@@ -26,18 +29,30 @@ Listener = Callable[[str, str], None]
 
 @dataclass(slots=True)
 class OpenJob:
-    """A job under change. Tell `notes` what a person should hear once the change stands."""
+    """A job under change, `now` (UTC epoch s). Tell `notes` what a person should hear once the change stands.
+
+    `ended` are the tasks that have come to an end in it.
+    """
 
     unit: IUnit
     case: Case
     job: Job
     tasks: list[Task]
+    now: float
     notes: list[str] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
 
     def put_task(self, task: Task, why: str = "") -> None:
         """Keep a changed task, with an event where its status or phase is another."""
         at = next(n for n, old in enumerate(self.tasks) if old.task_id == task.task_id)
-        before, self.tasks[at] = self.tasks[at], task
+        before = self.tasks[at]
+        if task.status.terminal and not before.status.terminal:
+            task = task.evolve(ended_at=self.now)
+            self.ended.add(task.task_id)
+        elif not task.status.terminal and before.status.terminal:
+            task = task.evolve(ended_at=None)
+            self.ended.discard(task.task_id)
+        self.tasks[at] = task
         if before == task:
             return
         self.unit.jobs.put_task(task)
@@ -83,8 +98,13 @@ class Desk:
         jobs: JobService,
         listener: Listener,
         changed: Callable[[str], None],
+        *,
+        clock: IClock,
+        retries: RetryTable,
     ) -> None:
         self._store = store
+        self._clock = clock
+        self._retries = retries
         self._cases = cases
         self._jobs = jobs
         self._listener = listener
@@ -98,7 +118,7 @@ class Desk:
             case = None if job is None else unit.cases.get(job.case_id)
             if job is None or case is None:
                 raise StateError(f"job {job_id!r} has gone from the store")
-            work = OpenJob(unit, case, job, unit.jobs.tasks(job_id))
+            work = OpenJob(unit, case, job, unit.jobs.tasks(job_id), self._clock.now())
             yield work
             self._settle(work)
         self._changed(case.case_id)
@@ -112,8 +132,10 @@ class Desk:
             case = unit.cases.get(case_id)
             if case is None:
                 raise StateError(f"case {case_id!r} has gone from the store")
+            now = self._clock.now()
             opened = [
-                OpenJob(unit, case, job, unit.jobs.tasks(job.job_id)) for job in unit.jobs.of_case(case_id)
+                OpenJob(unit, case, job, unit.jobs.tasks(job.job_id), now)
+                for job in unit.jobs.of_case(case_id)
             ]
             yield unit, case, opened
             for work in opened:
@@ -127,8 +149,42 @@ class Desk:
         self._listener(case_id, text)
 
     def _settle(self, work: OpenJob) -> None:
+        self._decide(work)
         work.job = self._jobs.settle(work.unit, work.job, work.tasks)
         work.case = self._settle_case(work.unit, work.unit.cases.get(work.case.case_id) or work.case)
+
+    def _decide(self, work: OpenJob) -> None:
+        """Promise what follows by itself to what has just ended badly, or keep why nothing does."""
+        badly = [t for t in work.tasks if t.task_id in work.ended and t.status is not TaskStatus.COMPLETED]
+        if not badly:
+            return
+        history = read_history(work.unit, work.case.case_id)
+        for task in badly:
+            decision = decide(history, work.job, task, self._retries, work.now)
+            if decision is None:
+                continue
+            until = work.now + decision.leave_out if decision.leave_out else None
+            work.put_task(
+                task.evolve(retry=decision.retry, not_retried=decision.why_not, left_out_until=until)
+            )
+            if decision.retry is not None:
+                self._promised(work, task, decision.retry)
+
+    def _promised(self, work: OpenJob, task: Task, retry: Retry) -> None:
+        if retry.cause is Cause.NO_NODE:
+            self._take_back(work)
+        data = {"task": task.task_id, "cause": retry.cause, "attempt": retry.attempt, "most": retry.most}
+        data |= {"at": retry.at, "without": retry.without}
+        work.unit.event("retry promised", work.case.case_id, data)
+        _log.info("retry promised", **work.job.log_context(), task=task.task_id, cause=retry.cause)
+        who = f"beam {work.case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else task.type
+        work.notes.append(f"{who}: {promise(retry)}{f', without {retry.without}' if retry.without else ''}")
+
+    def _take_back(self, work: OpenJob) -> None:
+        """Let beams go to the nodes again that a job was kept away from: Slurm has no other."""
+        for task in work.unit.jobs.left_out(work.now):
+            if task.node in work.job.left_out:
+                work.unit.jobs.put_task(task.evolve(left_out_until=None))
 
     def _settle_case(self, unit: IUnit, case: Case) -> Case:
         history = read_history(unit, case.case_id)

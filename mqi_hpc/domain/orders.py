@@ -21,9 +21,9 @@ from mqi_hpc.core.resubmit import (
     beams_named,
     current_tasks,
     plan_resubmit,
-    stale,
 )
 from mqi_hpc.domain.desk import Desk, OpenJob
+from mqi_hpc.domain.next_job import history_of, plan_next
 from mqi_hpc.records.result import ConvertRecord, decode_record
 from mqi_hpc.services.case_service import CaseService
 from mqi_hpc.services.job_service import JobService
@@ -39,10 +39,7 @@ class _Case:
 
     @property
     def history(self) -> History:
-        return History(
-            jobs=tuple(work.job for work in self.jobs),
-            tasks={work.job.job_id: tuple(work.tasks) for work in self.jobs},
-        )
+        return history_of(self.jobs)
 
     def prioritise(self, priority: int) -> None:
         self.unit.cases.put(self.case.evolve(metadata={**self.case.metadata, "priority": priority}))
@@ -96,15 +93,7 @@ class Orders:
     def _resubmit(self, open_case: _Case, request: Request) -> str:
         unit, case, history = open_case.unit, open_case.case, open_case.history
         plan = plan_resubmit(case, history, numbers=request.beams, convert_only=request.convert_only)
-        replaced = {job.job_id for job, _ in stale(history)}
-        for work in open_case.jobs:
-            if work.job.job_id in replaced:
-                work.put_job(work.job.evolve(cancelled=(*work.job.cancelled, "convert")))
-            for task in work.tasks:
-                if task.type is TaskType.DOWNLOAD and not task.status.terminal:
-                    ended = task.evolve(status=TaskStatus.CANCELLED, phase="superseded", detail="")
-                    work.put_task(ended, why="resubmitted")
-        job = self._jobs.plan(unit, case, plan, request.priority)
+        job = plan_next(self._jobs, unit, case, open_case.jobs, plan, priority=request.priority)
         return f"{case.label}: {describe(case, plan, job.name)}"
 
     def _accept(self, open_case: _Case, request: Request) -> str:
@@ -145,6 +134,7 @@ class Orders:
         ended = False
         for work in open_case.jobs:
             ended = _call_off(work, why) or ended
+        ended = _call_off_retries(open_case, why) or ended
         if not ended:
             raise ProcessingError(f"{case.label} is {case.status}: there is nothing to cancel")
         return f"{case.label}: cancelled; what is in Slurm of it is cancelled there"
@@ -221,6 +211,17 @@ def _refuse_doubt(case: Case, newest: OpenJob) -> None:
         raise ProcessingError(
             f"{case.label} is being submitted at this moment", fix="Ask again in a minute", where="cancel"
         )
+
+
+def _call_off_retries(open_case: _Case, why: str) -> bool:
+    """Take back what was promised to follow by itself; False: nothing was."""
+    promised = [task for task in current_tasks(open_case.history) if task.retry is not None]
+    for task in promised:
+        open_case.put(task.evolve(retry=None, not_retried=why), why)
+    if promised:
+        data = {"tasks": [task.task_id for task in promised], "why": why}
+        open_case.unit.event("retry called off", open_case.case.case_id, data)
+    return bool(promised)
 
 
 def _call_off(work: OpenJob, why: str) -> bool:

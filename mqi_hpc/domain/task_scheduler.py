@@ -9,7 +9,8 @@ from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IClock, IStore, IUnit
 from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import next_task, slurm_tasks, to_be_cleared
-from mqi_hpc.core.resubmit import History
+from mqi_hpc.core.resubmit import History, current_tasks
+from mqi_hpc.core.retry_plan import due, may_begin, next_due, pending, wait_of
 from mqi_hpc.services.history import read_history
 
 _Order = tuple[int, float, str]
@@ -17,11 +18,16 @@ _Order = tuple[int, float, str]
 
 @dataclass(frozen=True, slots=True)
 class _InHand:
-    """What counts of a case until something of it changes. `begun`: it is in flight."""
+    """What counts of a case until something of it changes. `begun`: it is in flight.
+
+    `retries` are the tasks that are to be retried by themselves, now where `may_retry`.
+    """
 
     order: _Order
     task: Task | None
     begun: bool
+    retries: tuple[Task, ...] = ()
+    may_retry: bool = False
 
 
 class TaskScheduler:
@@ -38,6 +44,7 @@ class TaskScheduler:
         self._cases: dict[str, _InHand | None] = {}
         self._begun: set[str] = set()
         self._not_before: dict[str, float] = {}
+        self._retry_at: dict[str, dict[str, float]] = {}
         self._wants_slots: str | None = None
 
     @property
@@ -93,14 +100,30 @@ class TaskScheduler:
         elif self._wants_slots == task_id:
             self._wants_slots = None
 
+    def due_retry(self) -> tuple[str, tuple[str, ...]] | None:
+        """Return a case and those of its tasks that are to be retried now, None where none is."""
+        self._read_changed()
+        now = self._clock.monotonic()
+        for case_id, times in self._retry_at.items():
+            if names := due(times, now):
+                return case_id, names
+        return None
+
+    def defer_retry(self, case_id: str, seconds: float) -> None:
+        """Let a case's retries wait: they could not be planned."""
+        at = self._clock.monotonic() + seconds
+        self._retry_at[case_id] = dict.fromkeys(self._retry_at.get(case_id, ()), at)
+
     def resume(self) -> None:
         """Make every deferred task due: the cluster answers again."""
         self._not_before.clear()
 
     def next_due(self) -> float | None:
-        """Return the seconds until a deferred task is due, None where none will be."""
+        """Return the seconds until a deferred task or a retry is due, None where none will be."""
         now = self._clock.monotonic()
-        return min((at - now for at in self._not_before.values() if at > now), default=None)
+        retries = [next_due(times) for times in self._retry_at.values()]
+        times = (*self._not_before.values(), *(at for at in retries if at is not None))
+        return min((at - now for at in times if at > now), default=None)
 
     @property
     def waiting(self) -> int:
@@ -114,6 +137,7 @@ class TaskScheduler:
         with self._store.transaction(write=False) as unit:
             found = {case_id: _in_hand(unit, case_id) for case_id in dirty}
         for case_id, entry in found.items():
+            self._note_retries(case_id, entry)
             if entry is None:
                 del self._cases[case_id]
                 mine = [task_id for task_id in self._not_before if task_id.startswith(f"{case_id}-")]
@@ -121,6 +145,18 @@ class TaskScheduler:
                     del self._not_before[task_id]
             else:
                 self._cases[case_id] = entry
+
+    def _note_retries(self, case_id: str, entry: _InHand | None) -> None:
+        """Set when each retry of a case is due, by the clock that never steps, the first time it is seen."""
+        before = self._retry_at.pop(case_id, {})
+        if entry is None or not entry.may_retry:
+            return
+        now, clock = self._clock.now(), self._clock.monotonic()
+        self._retry_at[case_id] = {
+            task.task_id: before.get(task.task_id, clock + wait_of(task.retry, now))
+            for task in entry.retries
+            if task.retry is not None
+        }
 
 
 def _in_hand(unit: IUnit, case_id: str) -> _InHand | None:
@@ -133,13 +169,24 @@ def _in_hand(unit: IUnit, case_id: str) -> _InHand | None:
     job = history.jobs[-1]
     tasks = history.tasks[job.job_id]
     order = (-job.priority, job.created_at.timestamp(), job.job_id)
-    return _InHand(order, next_task(job, tasks, siblings_live=siblings_live(history)), _is_begun(job, tasks))
+    retries = tuple(pending(current_tasks(history)))
+    return _InHand(
+        order,
+        next_task(job, tasks, siblings_live=siblings_live(history)),
+        begun=_is_begun(job, tasks) and not _ended(history),
+        retries=retries,
+        may_retry=bool(retries) and may_begin(history),
+    )
 
 
 def over(history: History) -> bool:
-    """Whether nothing of a case's jobs is to be done or looked at any more."""
-    ended = all(task.status.terminal for tasks in history.tasks.values() for task in tasks)
-    return ended and not any(map(to_be_cleared, history.jobs))
+    """Whether nothing of a case's jobs is to be done, retried or looked at any more."""
+    to_come = pending(current_tasks(history))
+    return _ended(history) and not to_come and not any(map(to_be_cleared, history.jobs))
+
+
+def _ended(history: History) -> bool:
+    return all(task.status.terminal for tasks in history.tasks.values() for task in tasks)
 
 
 def siblings_live(history: History) -> bool:

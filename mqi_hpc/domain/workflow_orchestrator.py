@@ -18,6 +18,7 @@ from mqi_hpc.domain.adoption import Adoption
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.outage import Outage
 from mqi_hpc.domain.polls import Polls
+from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.submitter import DEFERRED, ambiguous, apply_submit
 from mqi_hpc.domain.task_scheduler import TaskScheduler
@@ -26,6 +27,7 @@ from mqi_hpc.services.job_service import JobService
 from mqi_hpc.services.transfer_service import TransferService
 
 _IDLE_SECONDS = 1.0
+_RETRY_AGAIN_SECONDS = 600.0
 _SILENT = "does not answer, and is asked again"
 
 
@@ -60,6 +62,7 @@ class WorkflowOrchestrator:
         ids: IIds,
         slots_wait: float,
         retry: RetryPolicy,
+        retries: Retries,
         scans: Scans | None = None,
     ) -> None:
         self._store = store
@@ -73,6 +76,7 @@ class WorkflowOrchestrator:
         self._ids = ids
         self._slots_wait = slots_wait
         self._retry = retry
+        self._retries = retries
         self._scans = scans
         self._adoption = Adoption(desk, jobs, effects)
         self._running = False
@@ -155,6 +159,8 @@ class WorkflowOrchestrator:
         return not self._sent and not self.polls.cancelling
 
     def _begin_due(self) -> None:
+        while (found := self._scheduler.due_retry()) is not None:
+            self._begin_retry(*found)
         now = self._clock.monotonic()
         if self.outage.active:
             # One attempt, of whatever is there; a look tells most.
@@ -166,6 +172,14 @@ class WorkflowOrchestrator:
         while self._begin_next():
             pass
         self.polls.begin(self.cases)
+
+    def _begin_retry(self, case_id: str, names: tuple[str, ...]) -> None:
+        try:
+            self._retries.carry_out(case_id, names)
+        except (ConfigurationError, ProcessingError) as error:
+            # A template or a machine that is not there now: what was promised stays so.
+            self._scheduler.defer_retry(case_id, _RETRY_AGAIN_SECONDS)
+            self._desk.tell(case_id, f"cannot be retried now: {error}")
 
     def _begin_next(self) -> bool:
         """Begin the next task, if there is one; True where an effect was started."""

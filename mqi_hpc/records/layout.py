@@ -15,6 +15,8 @@ PLAN = "plan.dcm"
 PLAN_INFO = "PlanInfo.txt"
 PLAN_RANGE = "PlanRange.txt"
 
+EXIT_NO_GPU = 77
+"""The GPU check: a beam needs a GPU, and this node gives none that works."""
 EXIT_NOT_OURS = 78
 """The fence: no receipt names this Slurm job."""
 EXIT_NOT_NOW = 79

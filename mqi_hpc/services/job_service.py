@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from mqi_hpc.core.chain_plan import plan_submissions
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IClock, IRenderer, IStore, IUnit, RenderRequest
+from mqi_hpc.core.left_out import left_out
 from mqi_hpc.core.models import (
     Case,
     Job,
@@ -32,13 +34,21 @@ class JobService:
     """Job logic (IJobService): a job is planned, rendered and stored in one transaction."""
 
     def __init__(
-        self, store: IStore, renderer: IRenderer, resources: ResourceService, clock: IClock, *, workspace: str
+        self,
+        store: IStore,
+        renderer: IRenderer,
+        resources: ResourceService,
+        clock: IClock,
+        *,
+        workspace: str,
+        most_left_out: int = 0,
     ) -> None:
         self._store = store
         self._renderer = renderer
         self._resources = resources
         self._clock = clock
         self._workspace = workspace
+        self._most_left_out = most_left_out
 
     def create_job(self, case_id: str) -> Job:
         """Plan a case's first job, for all of its beams."""
@@ -48,10 +58,19 @@ class JobService:
                 raise ProcessingError(f"no case {case_id!r} in the store")
             return self.plan(unit, case, first_plan(case))
 
-    def plan(self, unit: IUnit, case: Case, plan: JobPlan, priority: int | None = None) -> Job:
+    def plan(
+        self,
+        unit: IUnit,
+        case: Case,
+        plan: JobPlan,
+        priority: int | None = None,
+        *,
+        retries: Sequence[Task] = (),
+    ) -> Job:
         """Within a transaction: keep the case's next job, rendered: the intent, before anything is sent.
 
-        `priority` None: the case's own (metadata "priority"), else 0.
+        `priority` None: the case's own (metadata "priority"), else 0. `retries` are the tasks whose promised
+        retry it is; without them, a person asked for it.
         """
         history = read_history(unit, case.case_id)
         number = len(history.jobs) + 1
@@ -66,6 +85,8 @@ class JobService:
             name=name,
             submit_state=SubmitState.PLANNED,
             submissions=submissions,
+            automatic=bool(retries),
+            left_out=self._left_out(unit, plan),
         )
         files = self._render(unit, case, name, submissions, plan)
         unit.jobs.put(job)
@@ -73,7 +94,15 @@ class JobService:
         for task in tasks_of(job, case, plan):
             unit.jobs.put_task(task)
         beams = [case.beams[index].number for index in plan.indices]
-        data = {"job": name, "stages": list(plan.stages), "beams": beams, "files": sorted(files)}
+        data: dict[str, Any] = {
+            "job": name,
+            "stages": list(plan.stages),
+            "beams": beams,
+            "files": sorted(files),
+        }
+        data |= {"left_out": list(job.left_out)} if job.left_out else {}
+        data |= {"asks": {stage: list(asks) for stage, asks in plan.asks.items()}} if plan.asks else {}
+        data |= {"automatic": _told(retries)} if retries else {}
         unit.event("job planned", case.case_id, data)
         return job
 
@@ -164,8 +193,16 @@ class JobService:
             sources=plan.sources,
             interpreted=None if plan.interpreted is None else _interpreted(unit, case, plan.interpreted),
             waits_for=plan.waits_for,
+            asks=plan.asks,
+            left_out=self._left_out(unit, plan),
         )
         return self._renderer.job_files(request)
+
+    def _left_out(self, unit: IUnit, plan: JobPlan) -> tuple[str, ...]:
+        if "beams" not in plan.stages:
+            return ()
+        found = left_out(unit.jobs.left_out(self._clock.now()), self._most_left_out)
+        return tuple(one.node for one in found)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now(), UTC)
@@ -189,6 +226,15 @@ def tasks_of(job: Job, case: Case, plan: JobPlan) -> list[Task]:
         )
         for kind in kinds_of(plan)
         for index in (plan.indices if kind is TaskType.BEAM_CALC else (0,))
+    ]
+
+
+def _told(retries: Sequence[Task]) -> list[dict[str, str | int]]:
+    """Return what an event says of promised retries: which task, why, and how often by now."""
+    return [
+        {"task": task.task_id, "cause": str(task.retry.cause), "attempt": task.retry.attempt}
+        for task in retries
+        if task.retry is not None
     ]
 
 

@@ -12,6 +12,7 @@ from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import task_of
 from mqi_hpc.core.resubmit import History, current_tasks
+from mqi_hpc.core.retry_plan import Next, outlook
 from mqi_hpc.records.result import BeamRecord, ConvertedDose, ConvertRecord, decode_record
 from mqi_hpc.services.history import read_history
 
@@ -62,7 +63,8 @@ class TaskReport:
 class CaseReport:
     """A case with its newest job, None where it has none yet. Times are ISO 8601, UTC.
 
-    `rejected` says why a folder was refused; then there is nothing else to tell of it.
+    `rejected` says why a folder was refused; then there is nothing else to tell of it. `next` is what will
+    happen by itself to what has failed, or why nothing will.
     """
 
     case_id: str
@@ -83,6 +85,7 @@ class CaseReport:
     tasks: tuple[TaskReport, ...]
     beams: tuple[BeamReport, ...]
     results: tuple[str, ...]
+    next: tuple[Next, ...]
 
 
 class ReportService:
@@ -148,6 +151,7 @@ def report(case: Case, history: History) -> CaseReport:
             if task.type is TaskType.BEAM_CALC
         ),
         results=files,
+        next=outlook(case, history),
     )
 
 

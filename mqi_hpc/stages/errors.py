@@ -8,6 +8,7 @@ exit code    meaning
 2            wrong arguments
 70           a bug of these programs (with a traceback), or an engine's exit code that is reserved
 74           reading or writing failed: no space left, quota, an unreadable folder
+77           the GPU check: a GPU is required, and the node gives none that works
 78           the fence: no receipt names this Slurm job; nothing was touched
 79           the fence: interpret's record does not stand, or another run holds the claim
 126, 127     the engine's command cannot be run, or is not there
@@ -22,7 +23,7 @@ import errno
 import signal
 
 from mqi_hpc.records.form import FormatError
-from mqi_hpc.records.layout import EXIT_NOT_NOW, EXIT_NOT_OURS
+from mqi_hpc.records.layout import EXIT_NO_GPU, EXIT_NOT_NOW, EXIT_NOT_OURS
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -30,7 +31,7 @@ EXIT_BUG = 70
 EXIT_IO = 74
 EXIT_CANNOT_RUN = 126
 EXIT_NOT_THERE = 127
-RESERVED = (0, EXIT_NOT_OURS, EXIT_NOT_NOW)
+RESERVED = (0, EXIT_NO_GPU, EXIT_NOT_OURS, EXIT_NOT_NOW)
 """Exit codes with which an engine's failure must not be confused."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

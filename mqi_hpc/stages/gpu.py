@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence
 
+from mqi_hpc.records.layout import EXIT_NO_GPU
 from mqi_hpc.records.result import Gpu
 from mqi_hpc.stages.driver import Answer, Probe, visible_devices
 from mqi_hpc.stages.errors import StageError
@@ -23,7 +24,8 @@ def find_gpu(environ: Mapping[str, str], required: bool) -> Gpu:
         if required:
             raise StageError(
                 f"Slurm gave this task no GPU (CUDA_VISIBLE_DEVICES is {visible!r}); "
-                "see slurm.gres and the node's gres.conf"
+                "see slurm.gres and the node's gres.conf",
+                EXIT_NO_GPU,
             )
         return Gpu(visible=visible)
     probe = Probe(devices[:1], "", time.monotonic)

@@ -11,10 +11,12 @@ from mqi_hpc.core.models import Beam, Case, CaseStatus, InputFile, Task, TaskTyp
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.core.retry_causes import RetryTable
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.orders import Orders
 from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.reconciler import Reconciler
+from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.watcher import Watcher
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
@@ -138,6 +140,7 @@ class Bench:
     clock: Clock = field(default_factory=Clock)
     store: MemoryStore = field(default_factory=MemoryStore)
     said: list[str] = field(default_factory=list)
+    retries: RetryTable = field(default_factory=RetryTable)
 
     def __post_init__(self) -> None:
         self.world = World(self.clock, beams=self.beams)
@@ -163,6 +166,8 @@ class Bench:
             self.jobs,
             lambda _, text: self.said.append(text),
             self.scheduler.changed,
+            clock=clock,
+            retries=self.retries,
         )
         reconciler = Reconciler(Limits(settle=20.0, lag=60.0, debounce=10.0))
         self.watcher = Watcher(
@@ -190,6 +195,7 @@ class Bench:
             ids=ids,
             slots_wait=1.0,
             retry=RetryPolicy(),
+            retries=Retries(desk, self.jobs, self.retries),
         )
 
     # Driving

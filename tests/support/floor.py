@@ -11,6 +11,7 @@ from mqi_hpc.core.models import Case, Job, Task, TaskType
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.resubmit import current_tasks
+from mqi_hpc.core.retry_causes import RetryTable
 from mqi_hpc.services.history import read_history
 from mqi_hpc.services.report_service import CaseReport
 from tests.support.simulation.beds import SimulatedBed
@@ -47,6 +48,7 @@ class Floor:
     gpu_count: int | None = None
     max_concurrent_jobs: int | None = None
     said: list[str] = field(default_factory=list)
+    retries: RetryTable = field(default_factory=RetryTable)
 
     def __post_init__(self) -> None:
         self.sim = self.bed.sim
@@ -67,6 +69,7 @@ class Floor:
             max_concurrent_jobs=self.max_concurrent_jobs,
             rhythm=PollRhythm(least=5.0, most=60.0),
             tell=lambda _, text: self.said.append(text),
+            retries=self.retries,
         )
 
     def take(self, case: Case | None = None) -> None:

@@ -110,6 +110,10 @@ class _Jobs(_Part):
         data = self._data.writing()
         data.tasks = {key: task for key, task in data.tasks.items() if task.job_id != job_id}
 
+    def left_out(self, now: float) -> list[Task]:
+        tasks = self._data.reading().tasks.values()
+        return sorted((t for t in tasks if (t.left_out_until or 0.0) > now), key=lambda t: t.task_id)
+
     def files(self, job_id: str) -> dict[str, bytes]:
         return dict(self._data.reading().files.get(job_id, {}))
 

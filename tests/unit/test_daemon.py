@@ -17,6 +17,7 @@ from mqi_hpc.core.monitoring import Health, HealthStatus, LoopState
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.request_desk import RequestDesk
+from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.system_monitor import SystemMonitor
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
@@ -125,6 +126,7 @@ class Station:
             ids=Ids(),
             slots_wait=1.0,
             retry=RetryPolicy(),
+            retries=Retries(bench.desk, bench.jobs, bench.retries),
             scans=self.scans,
         )
         self.daemon = Daemon(

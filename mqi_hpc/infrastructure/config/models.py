@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.infrastructure.config.physics import MachineConfig, MoquiConfig, default_machines
+from mqi_hpc.infrastructure.config.retries import RetriesConfig
 from mqi_hpc.infrastructure.config.slurm import SlurmConfig
 from mqi_hpc.infrastructure.config.types import (
     Command,
@@ -157,6 +158,10 @@ class ProcessingConfig(Section):
     debounce_seconds: Seconds = Field(default=60, description="Wait before a node failure is believed.")
     submit_timeout_seconds: PositiveSeconds = Field(
         default=300, description="Longest life of the submit script."
+    )
+
+    retries: RetriesConfig = Field(
+        default_factory=RetriesConfig, description="What is done again by itself, by cause."
     )
 
     @model_validator(mode="after")

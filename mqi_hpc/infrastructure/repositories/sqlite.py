@@ -177,6 +177,13 @@ class JobRepository:
         """Forget a job's tasks: others are put in their place."""
         self._db.execute("DELETE FROM tasks WHERE job_id=?", [job_id])
 
+    def left_out(self, now: float) -> list[Task]:
+        """Return the tasks because of which new beams avoid a node at `now` (UTC epoch s)."""
+        rows = self._db.execute(
+            "SELECT body FROM tasks WHERE json_extract(body, '$.left_out_until') > ? ORDER BY task_id", [now]
+        )
+        return [decode(Task, body) for (body,) in rows]
+
     def files(self, job_id: str) -> dict[str, bytes]:
         """Return the files rendered for a job, by path."""
         rows = self._db.execute("SELECT path, content FROM files WHERE job_id=? ORDER BY path", [job_id])

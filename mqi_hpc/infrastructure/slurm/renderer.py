@@ -17,6 +17,7 @@ from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.interfaces import RenderRequest
 from mqi_hpc.core.models import Beam, Case
 from mqi_hpc.core.observation import FIELD, SACCT_FIELDS, SQUEUE_FORMAT
+from mqi_hpc.core.slurm_sizes import memory_text, time_text
 from mqi_hpc.infrastructure.config import AppConfig, MachineConfig
 from mqi_hpc.infrastructure.slurm.batch_script import check_batch_script
 from mqi_hpc.infrastructure.slurm.engine_input import check_engine_input
@@ -102,13 +103,15 @@ class Renderer:
             ("beams", slurm.stages.beams),
             ("convert", slurm.stages.convert),
         ):
+            more = request.asks.get(stage)
             resources[stage] = StageResources(
                 partition=asked.partition or slurm.partition,
-                time=asked.time,
-                memory=asked.memory,
+                time=time_text(more[1]) if more else asked.time,
+                memory=memory_text(more[0]) if more else asked.memory,
                 cpus=asked.cpus,
                 gres=slurm.gres if stage == "beams" else None,
                 extra=asked.extra,
+                left_out=request.left_out if stage == "beams" else (),
             )
         return plan_calls(
             request.submissions,

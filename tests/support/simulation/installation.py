@@ -11,10 +11,12 @@ from mqi_hpc.core.models import Case
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.core.retry_causes import RetryTable
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.orders import Orders
 from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.reconciler import Reconciler
+from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.watcher import Watcher
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
@@ -61,6 +63,7 @@ class Installation:
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
     tell: Callable[[str, str], None] = lambda _, __: None
+    retries: RetryTable = field(default_factory=RetryTable)
 
     def __post_init__(self) -> None:
         ids = SeededIds(self.seed)
@@ -69,10 +72,20 @@ class Installation:
         )
         reader = NoReader()
         self.cases = CaseService(self.store, reader, self.clock, site="site", seed_base=1000)  # type: ignore[arg-type]
-        self.jobs = JobService(self.store, self.renderer, resources, self.clock, workspace=self.workspace)
+        self.jobs = JobService(
+            self.store, self.renderer, resources, self.clock, workspace=self.workspace, most_left_out=3
+        )
         self.reports = ReportService(self.store)
         self.scheduler = TaskScheduler(self.store, self.clock, max_concurrent_jobs=self.max_concurrent_jobs)
-        self.desk = desk = Desk(self.store, self.cases, self.jobs, self.tell, self.scheduler.changed)
+        self.desk = desk = Desk(
+            self.store,
+            self.cases,
+            self.jobs,
+            self.tell,
+            self.scheduler.changed,
+            clock=self.clock,
+            retries=self.retries,
+        )
         self.orders = Orders(desk, self.cases, self.jobs)
         watcher = Watcher(
             self.store, desk, self.jobs, Reconciler(self.limits), accounting="auto", submit_seconds=300.0
@@ -97,6 +110,7 @@ class Installation:
             ids=ids,
             slots_wait=self.rhythm.least,
             retry=RetryPolicy(),
+            retries=Retries(desk, self.jobs, self.retries),
         )
 
     def take(self, case: Case) -> None:

@@ -80,7 +80,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One sbatch. `indices` None: no array. `waits` are (afterok or afterany, job id)."""
+    """One sbatch. `indices` None: no array. `waits` are (afterok or afterany, job id).
+
+    `left_out` are the nodes of its --exclude.
+    """
 
     name: str
     partition: str = "gpu"
@@ -92,6 +95,9 @@ class Request:
     hold: bool = False
     folder: str = ""
     stage: str = ""
+    left_out: tuple[str, ...] = ()
+    memory: str = ""
+    time: str = ""
 
 
 @dataclass(slots=True)

@@ -96,7 +96,7 @@ class Scheduler:
     def _room(self, request: Request) -> str | None:
         for name in self.site.partitions[request.partition]:
             node = self.nodes[name]
-            if node.up and node.cpus >= 1 and node.gpus >= request.gpus:
+            if name not in request.left_out and node.up and node.cpus >= 1 and node.gpus >= request.gpus:
                 return name
         return None
 

@@ -20,13 +20,14 @@ from tests.support.simulation.jobs import (
 from tests.support.simulation.scheduler import Launch, Scheduler
 
 _ORPHAN_SECONDS = 70.0
+_POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 _DOWN = "Unable to contact slurm controller (connect failure)"
 
 
 class Slurm(Scheduler):
     """A cluster. `accepted` counts the sbatch calls that gave an id.
 
-    `releases` False: scontrol releases nothing.
+    `releases` False: scontrol releases nothing. `submit_limit`: the limit for which nothing is accepted now.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Slurm(Scheduler):
         super().__init__(clock, site, launch, hangs)
         self.accepted = 0
         self.releases = True
+        self.submit_limit = ""
 
     # Commands
 
@@ -168,6 +170,16 @@ class Slurm(Scheduler):
                 self.accounting.note(job)
         self._soon()
 
+    def end(self, word: str, *, stage: str = "beams", index: int | None = None) -> None:
+        """Let what runs of a stage (one element of it) end as Slurm ends jobs: PREEMPTED, TIMEOUT, ..."""
+        for job in list(self.jobs.values()):
+            for element in job.running:
+                if job.request.stage == stage and index in (None, element.index):
+                    self.runner.terminate(element)
+                    self._close(job, element, word, "0:0")
+                    self.accounting.note(job)
+        self._soon()
+
     def node_up(self, name: str) -> None:
         """Take a node back into service."""
         self.nodes[name].up = True
@@ -186,8 +198,14 @@ class Slurm(Scheduler):
             return "Invalid account or account/partition combination specified"
         if request.indices is not None and (not request.indices or max(request.indices) > 1000):
             return "Invalid job array specification"
+        if unknown := set(request.left_out) - set(self.nodes):
+            return f"Invalid node name specified ({', '.join(sorted(unknown))})"
+        if set(self.site.partitions[request.partition]) <= set(request.left_out):
+            return "Requested node configuration is not available"
         if len(self.jobs) >= self.site.most_jobs:
             return "Resource temporarily unavailable"
+        if self.submit_limit:
+            return f"{self.submit_limit}\nsbatch: error: Batch job submission failed: {_POLICY}"
         forgotten = [other for condition, other in request.waits if condition == "afterok"]
         if not self.site.before_23 and any(other not in self.jobs for other in forgotten):
             return "Job dependency problem"

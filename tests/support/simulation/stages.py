@@ -28,7 +28,7 @@ class Script:
 
     A fault is `exit CODE`, `no output` (exit 0 and nothing written), `other-beam` (a record of another
     number), `cut` (its record lists a file that is shorter), `rubbish` (half a record), `hang` or `none`;
-    `stages` holds faults of interpret and convert by name.
+    `stages` holds faults of interpret and convert by name; on `bad_nodes` a beam finds no GPU that works.
     """
 
     seconds: dict[str, float] = field(
@@ -36,6 +36,7 @@ class Script:
     )
     beams: dict[int, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
+    bad_nodes: set[str] = field(default_factory=set)
 
 
 class Stages:
@@ -63,6 +64,8 @@ class Stages:
         number = task.beam.number if task.beam is not None else 0
         fault = self._script.beams.get(number) if number else self._script.stages.get(task.start.stage)
         task.fault = fault or "none"
+        if task.start.stage == "beams" and task.start.node in self._script.bad_nodes:
+            task.fault = f"exit {layout.EXIT_NO_GPU}"
         code, text = 0, ""
         try:
             task.say("started")

@@ -93,6 +93,9 @@ class SubmitScript:
                     hold=submission is chain.submissions[0],
                     folder=self.folder,
                     stage=submission.stage,
+                    left_out=tuple(filter(None, options.get("--exclude", "").split(","))),
+                    memory=options.get("--mem", ""),
+                    time=options.get("--time", ""),
                 )
             )
         except SlurmError as error:
