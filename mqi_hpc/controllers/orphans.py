@@ -143,6 +143,8 @@ class _Examination:
         first = self._sight.look(folders=False)
         again = find_orphans(self._store.instance, cases, before=first.queue, after=first.queue, folders=())
         wanted = tuple(one for one in targets(again.orphans) if one in chosen)
+        if spared := tuple(one for one in chosen if one not in wanted):
+            notes.append(f"left alone: ended, or the store accounts for them by now: {_named(spared)}")
         said = self._control().cancel(Cancel(case_id="", job_id="", targets=wanted))
         remaining = wanted
         for attempt in range(_LOOKS):
@@ -152,9 +154,8 @@ class _Examination:
             if not remaining:
                 break
         if remaining:
-            notes.append(
-                f"not cancelled, as the queue still shows it: {_named(remaining)}; scancel said: {said.output}"
-            )
+            shown = _named(remaining)
+            notes.append(f"not cancelled, the queue still shows it: {shown}; scancel said: {said.output}")
         return tuple(one for one in wanted if one not in remaining)
 
 

@@ -36,7 +36,7 @@ class OrphanKind(StrEnum):
 class Orphan:
     """One thing that is not accounted for: what it is, and what to do about it.
 
-    `name` is a Slurm job name, or a case key; `slurm_id` None for a folder. `cancellable`: --cancel may end it.
+    `name` is a Slurm job name, or a case key; `slurm_id` None for a folder. `cancellable`: it may be ended.
     """
 
     kind: OrphanKind
@@ -61,7 +61,7 @@ def own_rows(rows: Iterable[Row], instance: str) -> tuple[Row, ...]:
 
 
 def expected(cases: Mapping[str, History]) -> dict[tuple[str, int], str]:
-    """Return what the store holds to be in Slurm: (name, id) of each submission that has not ended; its key."""
+    """Return what the store holds to be in Slurm, by (name, id): the key of its case."""
     return {
         (submission.name, submission.slurm_id): key
         for key, history in cases.items()
@@ -92,9 +92,12 @@ def find_orphans(
     for name, slurm_id in sorted(seen, key=_order):
         match = _NAME.match(name[len(f"{PREFIX}{instance}-") :])
         history = cases.get(match[1]) if match else None
+        found = _judged(match, name, slurm_id, history)
+        if found is None:
+            continue
         if match and history is not None and (why := _in_submission(history)):
             not_judged[match[1]] = why
-        elif found := _judged(match, name, slurm_id, history):
+        else:
             orphans.append(found)
     orphans += [_folder(name) for name in sorted(folders) if is_key(name) and name not in cases]
     return Verdict(orphans=tuple(orphans), not_judged=not_judged)
@@ -103,7 +106,7 @@ def find_orphans(
 def find_lost(
     wanted: Mapping[tuple[str, int], str], *, queue: Iterable[Row], accounted: Iterable[Row]
 ) -> tuple[Orphan, ...]:
-    """Return what of `wanted` (see `expected`) neither the queue nor accounting knows, asked after the store."""
+    """Return what of `wanted` (see `expected`) neither queue nor accounting knows, asked after the store."""
     known = {(row.name, row.job) for row in (*queue, *accounted)}
     return tuple(
         Orphan(
@@ -111,7 +114,7 @@ def find_lost(
             name=name,
             slurm_id=slurm_id,
             what="the store holds it unfinished; neither squeue nor sacct knows it",
-            cure="Nothing: after a while the daemon judges it lost, or by its records; then `mqi-hpc resubmit`",
+            cure="The daemon judges it by its records, or lost, after a while; then `mqi-hpc resubmit`",
         )
         for name, slurm_id in sorted(wanted, key=_order)
         if (name, slurm_id) not in known
