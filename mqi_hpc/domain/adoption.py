@@ -64,8 +64,7 @@ class Adoption:
                 notes = planned.notes
             else:
                 for adopted in found:
-                    work = planned if adopted.name == planned.job.name else None
-                    notes += self._take_over(unit, case, adopted, planned.job, work)
+                    notes += self._take_over(unit, case, adopted, planned)
         for text in notes:
             self._desk.tell(effect.case_id, text)
         return again
@@ -76,24 +75,23 @@ class Adoption:
         assert isinstance(completion.payload, CaseRemains)  # noqa: S101 - what a Survey brings
         return adoption(case, planned.name, completion.payload)
 
-    def _take_over(
-        self, unit: IUnit, case: Case, adopted: Adopted, planned: Job, work: OpenJob | None
-    ) -> list[str]:
-        """Keep an adopted job in place of one planned (open as `work`), or beside it; return what to tell."""
-        job = _job(case, adopted, planned)
+    def _take_over(self, unit: IUnit, case: Case, adopted: Adopted, planned: OpenJob) -> list[str]:
+        """Keep an adopted job in place of the one planned, or beside it; return what to tell."""
+        job = _job(case, adopted, planned.job)
         unit.jobs.drop_tasks(job.job_id)
         unit.jobs.put(job)
         unit.jobs.put_files(job.job_id, adopted.files)
         plan = JobPlan(stages=adopted.chain.stages, indices=adopted.chain.computed)
-        fetched = adopted.newest and not _called_off(planned)
+        fetched = adopted.newest and not _called_off(planned.job)
         tasks = [_begun(task, fetched=fetched) for task in tasks_of(job, case, plan)]
         for task in tasks:
             unit.jobs.put_task(task)
         unit.event("adopted", case.case_id, _told(job, adopted))
-        if work is None:
-            work = OpenJob(unit, case, job, tasks)
-        else:
+        work = planned
+        if adopted.name == planned.job.name:
             work.job, work.tasks = job, tasks
+        else:
+            work = OpenJob(unit, case, job, tasks, planned.now)
         work.notes.append(f"{job.name} is on the cluster already: taken over from there")
         if adopted.state is SubmitState.REFUSED:
             work.mark(SubmitState.REFUSED, _GIVEN_UP)

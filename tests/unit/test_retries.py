@@ -62,7 +62,7 @@ def test_beams_of_a_node_that_failed_are_computed_again_elsewhere_when_it_was_sa
     floor.bed.sim.slurm.node_up("g1")
     report = floor.until("completed")
     assert report.next == ()
-    first, second = floor.jobs()
+    _, second = floor.jobs()
     assert (second.automatic, second.left_out) == (True, ("g1",))
     assert at - 0.01 <= second.created_at.timestamp() < at + 10
     assert floor.in_slurm()["j02-beams"] == ["0", "1", "2"]
