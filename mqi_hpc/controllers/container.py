@@ -27,6 +27,7 @@ from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.resubmit import plan_resubmit
 from mqi_hpc.core.retry_plan import outlook
+from mqi_hpc.domain.audited import AuditedEffects
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.orders import Orders, describe
 from mqi_hpc.domain.polls import Polls
@@ -230,9 +231,7 @@ class Container:
     def log_reader(self) -> LogReader:
         """Logs of stages."""
         patience = 2 * self.config.ssh.command_timeout_seconds
-        return LogReader(
-            self._transfers, self.reports, self.parts.effects, self.parts.clock, patience=patience
-        )
+        return LogReader(self._transfers, self.reports, self._effects, self.parts.clock, patience=patience)
 
     @cached_property
     def _resources(self) -> ResourceService:
@@ -246,7 +245,11 @@ class Container:
 
     @cached_property
     def _transfers(self) -> TransferService:
-        return TransferService(self.parts.store, self.jobs, self.parts.effects)
+        return TransferService(self.parts.store, self.jobs, self._effects)
+
+    @cached_property
+    def _effects(self) -> AuditedEffects:
+        return AuditedEffects(self.parts.store, self.parts.effects)
 
     # The program
 
@@ -261,7 +264,7 @@ class Container:
             orchestrator=self._orchestrator(scans=None),
             orders=self._orders,
             requests=RequestDesk(self.parts.mailbox, self._orders, self._lead),
-            effects=self.parts.effects,
+            effects=self._effects,
             clock=self.parts.clock,
             retry=self.config.processing.retry_policy.policy(),
             submit_seconds=self.config.processing.submit_timeout_seconds,
@@ -287,7 +290,7 @@ class Container:
         scans = Scans(
             self.parts.store,
             intake,
-            self.parts.effects,
+            self._effects,
             self.parts.clock,
             interval=self.config.processing.scan_interval_seconds,
             stirred=self.parts.scanner.stirred,
@@ -369,7 +372,7 @@ class Container:
         polls = Polls(
             watcher=watcher,
             desk=self._desk,
-            effects=parts.effects,
+            effects=self._effects,
             clock=parts.clock,
             ids=parts.ids,
             rhythm=PollRhythm(least=processing.poll_min_seconds, most=processing.poll_max_seconds),
@@ -381,7 +384,7 @@ class Container:
             scheduler=self._scheduler,
             polls=polls,
             desk=self._desk,
-            effects=parts.effects,
+            effects=self._effects,
             clock=parts.clock,
             ids=parts.ids,
             slots_wait=processing.poll_min_seconds,

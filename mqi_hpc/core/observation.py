@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mqi_hpc.core.slurm_states import TERMINAL, read_word
 
@@ -47,7 +47,8 @@ class Row:
     """One task as squeue or sacct shows it. `task` is None for a job that is no array.
 
     `collapsed`: it comes from a row for many tasks, which Slurm does not always keep up to date. Times are
-    epoch seconds, None where Slurm prints none.
+    epoch seconds, None where Slurm prints none. `raw` is the line as it came, `|` between its fields: what an
+    auditor is shown; two rows that say the same are equal whatever their lines.
     """
 
     job: int
@@ -63,6 +64,7 @@ class Row:
     end: float | None = None
     node: str = ""
     tres: str = ""
+    raw: str = field(default="", compare=False, repr=False)
 
     @property
     def terminal(self) -> bool:
@@ -141,6 +143,7 @@ def parse_squeue(text: str) -> tuple[Row, ...]:
                     reason=reason,
                     submit=_submit(submit),
                     node="" if node in _NO_NODE else node,
+                    raw="|".join((job, task, state, reason, submit, node, name)),
                 )
             )
     return tuple(rows)
@@ -176,6 +179,7 @@ def parse_sacct(text: str) -> tuple[Row, ...]:
                     end=_number(end),
                     node="" if node in _NO_NODE else node,
                     tres=tres,
+                    raw="|".join(fields),
                 )
             )
     return tuple(rows)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -42,8 +43,8 @@ class OpenJob:
     notes: list[str] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
 
-    def put_task(self, task: Task, why: str = "") -> None:
-        """Keep a changed task, with an event where its status or phase is another."""
+    def put_task(self, task: Task, why: str = "", evidence: Mapping[str, Any] | None = None) -> None:
+        """Keep a changed task, with an event where its status or phase is another; it bears the evidence."""
         at = next(n for n, old in enumerate(self.tasks) if old.task_id == task.task_id)
         before = self.tasks[at]
         if task.status.terminal and not before.status.terminal:
@@ -56,9 +57,10 @@ class OpenJob:
         if before == task:
             return
         self.unit.jobs.put_task(task)
-        if (before.status, before.phase, before.detail) != (task.status, task.phase, task.detail):
+        if _turned(before, task):
             data = {"task": task.task_id, "from": before.status, "to": task.status, "phase": task.phase}
-            self.unit.event("task", self.case.case_id, {**data, "detail": task.detail, "why": why})
+            seen = {} if evidence is None else {"evidence": evidence}
+            self.unit.event("task", self.case.case_id, {**data, "detail": task.detail, "why": why, **seen})
             # Details may name files, and so a patient: they stay in the store.
             _log.info(
                 "task", **self.job.log_context(), task=task.task_id, status=task.status, phase=task.phase
@@ -83,6 +85,13 @@ class OpenJob:
         for task in list(self.tasks):
             if not task.status.terminal:
                 self.put_task(task.evolve(status=status, phase=phase, detail=why))
+
+
+def _turned(before: Task, after: Task) -> bool:
+    """Whether a task has come to another state. How far a running one says it is, is none."""
+    if (before.status, before.phase) != (after.status, after.phase):
+        return True
+    return after.phase != "running" and before.detail != after.detail
 
 
 class Desk:

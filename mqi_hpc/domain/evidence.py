@@ -84,6 +84,14 @@ class Evidence:
                 sizes[path] = int(size)
         return sizes
 
+    def cluster_time(self) -> int | None:
+        """Return the cluster's time (epoch s) at the look."""
+        section = self.sections.get("date")
+        if section is None or section.exit_code != 0:
+            return None
+        text = section.text.strip()
+        return int(text) if text.isdecimal() else None
+
     def free_bytes(self) -> int | None:
         """Return the free space of the workspace's file system, as `df -Pk` tells it."""
         section = self.sections.get("space")

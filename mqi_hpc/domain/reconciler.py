@@ -146,13 +146,13 @@ def _slurm_rows(
     """
     index = task.index if task.type is TaskType.BEAM_CALC else None
     queue, accounted = (
-        _rows_of(submission, index, rows) for rows in (evidence.queue or (), evidence.accounted)
+        rows_of(submission, index, rows) for rows in (evidence.queue or (), evidence.accounted)
     )
     if index is not None and not begun and not queue and not accounted:
         # An array cancelled by name before any of it ran may stand there as if it were no array: `14`, not
         # `14_[0-3]`, in the queue and in accounting for ever. It speaks for tasks that have left nothing.
         queue, accounted = (
-            tuple(row for row in _rows_of(submission, None, rows) if row.word == "CANCELLED")
+            tuple(row for row in rows_of(submission, None, rows) if row.word == "CANCELLED")
             for rows in (evidence.queue or (), evidence.accounted)
         )
     in_queue = newest(queue)
@@ -166,7 +166,8 @@ def _slurm_rows(
     return None, ended
 
 
-def _rows_of(submission: Submission, index: int | None, rows: Sequence[Row]) -> tuple[Row, ...]:
+def rows_of(submission: Submission, index: int | None, rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows that speak of a task of a submission; `index` None: it is no array."""
     return tuple(
         row
         for row in rows

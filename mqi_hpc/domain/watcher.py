@@ -17,6 +17,7 @@ from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.domain.reconciler import NEVER_RAN, Reconciler
 from mqi_hpc.domain.recovery import Patience, clear, recover
 from mqi_hpc.domain.submitter import Cancels
+from mqi_hpc.domain.testimony import testimony
 from mqi_hpc.records.chain import Chain, decode_chain
 from mqi_hpc.records.layout import CHAIN, output_folder
 from mqi_hpc.services.job_service import JobService
@@ -163,7 +164,8 @@ class Watcher:
         elif evidence.queue is not None:
             self._unseen.discard(job_id)
         for judged in found.judged:
-            work.put_task(judged.after, why=judged.verdict.timer.row)
+            said = testimony(work.job, judged, evidence) if judged.changed else None
+            work.put_task(judged.after, why=judged.verdict.timer.row, evidence=said)
             if judged.changed:
                 work.notes.append(sentence(work.case, judged.after))
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}

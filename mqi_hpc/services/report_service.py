@@ -13,6 +13,7 @@ from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import task_of
 from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.core.retry_plan import Next, outlook
+from mqi_hpc.core.story import Told, story
 from mqi_hpc.records.result import BeamRecord, ConvertedDose, ConvertRecord, decode_record
 from mqi_hpc.services.history import read_history
 
@@ -111,6 +112,20 @@ class ReportService:
         """Return a case's events, oldest first."""
         with self._store.transaction(write=False) as unit:
             return unit.events(case_id)
+
+    def story(self, case_id: str, beam: int | None) -> tuple[Told, ...]:
+        """Return a case's events in words; `beam` (DICOM number): without those of other beams.
+
+        Raises ProcessingError where there is no such case or beam.
+        """
+        with self._store.transaction(write=False) as unit:
+            case, events = unit.cases.get(case_id), unit.events(case_id)
+        if case is None:
+            raise ProcessingError(f"no case {case_id!r} in the store")
+        if beam is not None and beam not in [b.number for b in case.beams]:
+            numbers = ", ".join(str(b.number) for b in case.beams) or "none"
+            raise ProcessingError(f"case {case.label} has no beam {beam}; its beams: {numbers}")
+        return story(case, events, beam)
 
 
 def _read(unit: IUnit, case: Case) -> CaseReport:

@@ -12,6 +12,7 @@ from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.core.retry_causes import RetryTable
+from mqi_hpc.domain.audited import AuditedEffects
 from mqi_hpc.domain.desk import Desk
 from mqi_hpc.domain.orders import Orders
 from mqi_hpc.domain.polls import Polls
@@ -67,6 +68,7 @@ class Installation:
 
     def __post_init__(self) -> None:
         ids = SeededIds(self.seed)
+        effects = AuditedEffects(self.store, self.effects)
         resources = ResourceService(
             self.store, gpu_count=self.gpu_count, min_disk_space_gb=0, free_bytes=lambda: 10**12
         )
@@ -93,7 +95,7 @@ class Installation:
         polls = Polls(
             watcher=watcher,
             desk=desk,
-            effects=self.effects,
+            effects=effects,
             clock=self.clock,
             ids=ids,
             rhythm=self.rhythm,
@@ -101,11 +103,11 @@ class Installation:
         self.orchestrator = WorkflowOrchestrator(
             store=self.store,
             jobs=self.jobs,
-            transfers=TransferService(self.store, self.jobs, self.effects),
+            transfers=TransferService(self.store, self.jobs, effects),
             scheduler=self.scheduler,
             polls=polls,
             desk=desk,
-            effects=self.effects,
+            effects=effects,
             clock=self.clock,
             ids=ids,
             slots_wait=self.rhythm.least,
