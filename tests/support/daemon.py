@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from tests.support.cluster import wait_until
 
 
 class DaemonProcess:
-    """One run of the daemon on a configuration; what it says goes to `said`."""
+    """One run of the daemon on a configuration; what it says goes to `said`. `env` is added to its own."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, env: Mapping[str, str] | None = None) -> None:
         self.config = config
         self.log = config.parent / "daemon.out"
         with self.log.open("ab") as out:
@@ -27,7 +28,7 @@ class DaemonProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=config.parent,
-                env={**os.environ, "PYTHONWARNINGS": "default"},
+                env={**os.environ, "PYTHONWARNINGS": "default", **(env or {})},
             )
 
     def __enter__(self) -> DaemonProcess:
