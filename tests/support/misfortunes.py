@@ -49,6 +49,10 @@ case $kind in
     ps -o pgid= $$ | tr -d ' ' >"$list/frozen.$chain"
     kill -STOP 0
     printf '%s\n' "$id" ;;
+  wait)
+    /usr/bin/sbatch "$@" || exit
+    : >"$list/waits.$chain"
+    until [ -e "$list/go" ]; do sleep 0.1; done ;;
   twice)
     setsid bash "$PWD/submit.sh" other >/dev/null 2>&1 </dev/null &
     exec /usr/bin/sbatch "$@" ;;
@@ -105,6 +109,15 @@ class Misfortunes:
         out = self._cluster.root(f"cd {_FOLDER} && grep -H . spent.* || true").stdout
         lines = (line.partition(":") for line in out.splitlines())
         return {name.removeprefix("spent."): kind for name, _, kind in lines}
+
+    def waiting(self) -> list[str]:
+        """The chains whose sbatch has submitted and waits to be let go."""
+        out = self._cluster.root(f"cd {_FOLDER} && ls waits.* 2>/dev/null || true").stdout
+        return [name.removeprefix("waits.") for name in out.split()]
+
+    def let_go(self) -> None:
+        """Let every sbatch that waits tell its id."""
+        self._cluster.root(f"touch {_FOLDER}/go")
 
     def frozen(self) -> list[str]:
         """The chains whose submit.sh stands still."""

@@ -45,7 +45,10 @@ class _Pipe:
 
 
 class Proxy:
-    """Listens on `port` of this machine and forwards to `target`; `opened` counts connections."""
+    """Listens on `port` of this machine and forwards to `target`; `opened` counts connections.
+
+    While `refusing`, a new one is closed at once.
+    """
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -53,6 +56,7 @@ class Proxy:
         self.port = self._server.getsockname()[1]
         self.pipes: list[_Pipe] = []
         self.opened = 0
+        self.refusing = False
         threading.Thread(target=self._serve, daemon=True).start()
 
     def __enter__(self) -> Proxy:
@@ -63,10 +67,18 @@ class Proxy:
         for pipe in self.pipes:
             pipe.close()
 
+    def cut(self) -> None:
+        """Break every connection off."""
+        for pipe in self.pipes:
+            pipe.close()
+
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._server.accept()
                 self.opened += 1
+                if self.refusing:
+                    near.close()
+                    continue
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self.pipes.append(_Pipe(near, far))
