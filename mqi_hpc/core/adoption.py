@@ -65,6 +65,11 @@ class Adopted:
         """The job's name."""
         return self.chain.job
 
+    @property
+    def first(self) -> bool:
+        """Whether it is the case's first job."""
+        return self.name == job_name(1)
+
 
 def adoption(case: Case, first: str, remains: CaseRemains) -> tuple[Adopted, ...]:
     """Return the jobs to adopt, oldest first: `first`, which the store could not send, and all later ones.

@@ -12,7 +12,8 @@ from dataclasses import replace
 from mqi_hpc.core.adoption import Adopted, CaseRemains, adoption
 from mqi_hpc.core.effects import Completion, Failure, Survey
 from mqi_hpc.core.errors import ProcessingError
-from mqi_hpc.core.interfaces import IEffects, IUnit
+from mqi_hpc.core.failpoints import Failpoint, reach
+from mqi_hpc.core.interfaces import IEffects
 from mqi_hpc.core.models import (
     Case,
     Job,
@@ -44,6 +45,7 @@ class Adoption:
 
     def begin(self, case_id: str, job_id: str) -> None:
         """Have the folder of a case read, whose job `job_id` could not be sent as it is there already."""
+        reach(Failpoint.SURVEY)
         self._effects.start(Survey(case_id=case_id, job_id=job_id, folder=self._jobs.case_folder(case_id)))
 
     def apply(self, effect: Survey, completion: Completion) -> bool:
@@ -63,8 +65,15 @@ class Adoption:
                 again = apply_transfer(planned, task_of(planned.tasks, TaskType.UPLOAD), completion)
                 notes = planned.notes
             else:
+                reach(Failpoint.ADOPT)
+                first = planned.job
                 for adopted in found:
-                    notes += self._take_over(unit, case, adopted, planned)
+                    own = adopted.name == first.name
+                    work = planned if own else OpenJob(unit, case, first, [], planned.now)
+                    self._take_over(work, adopted, first)
+                    notes += work.notes
+        if completion.error is None:
+            reach(Failpoint.ADOPT_KEPT)
         for text in notes:
             self._desk.tell(effect.case_id, text)
         return again
@@ -75,34 +84,30 @@ class Adoption:
         assert isinstance(completion.payload, CaseRemains)  # noqa: S101 - what a Survey brings
         return adoption(case, planned.name, completion.payload)
 
-    def _take_over(self, unit: IUnit, case: Case, adopted: Adopted, planned: OpenJob) -> list[str]:
-        """Keep an adopted job in place of the one planned, or beside it; return what to tell."""
-        job = _job(case, adopted, planned.job)
+    def _take_over(self, work: OpenJob, adopted: Adopted, planned: Job) -> None:
+        """Keep an adopted job: `work` is that which was planned in its place, or is open for it."""
+        unit, case = work.unit, work.case
+        job = _job(case, adopted, planned)
+        plan = JobPlan(stages=adopted.chain.stages, indices=adopted.chain.computed)
+        fetched = adopted.newest and not _called_off(planned)
+        work.job = job
+        work.tasks = [_begun(task, fetched=fetched) for task in tasks_of(job, case, plan)]
         unit.jobs.drop_tasks(job.job_id)
         unit.jobs.put(job)
         unit.jobs.put_files(job.job_id, adopted.files)
-        plan = JobPlan(stages=adopted.chain.stages, indices=adopted.chain.computed)
-        fetched = adopted.newest and not _called_off(planned.job)
-        tasks = [_begun(task, fetched=fetched) for task in tasks_of(job, case, plan)]
-        for task in tasks:
+        for task in work.tasks:
             unit.jobs.put_task(task)
         unit.event("adopted", case.case_id, _told(job, adopted))
-        work = planned
-        if adopted.name == planned.job.name:
-            work.job, work.tasks = job, tasks
-        else:
-            work = OpenJob(unit, case, job, tasks, planned.now)
         work.notes.append(f"{job.name} is on the cluster already: taken over from there")
         if adopted.state is SubmitState.REFUSED:
             work.mark(SubmitState.REFUSED, _GIVEN_UP)
             work.end_all(_GIVEN_UP)
-            return work.notes
+            return
         self._jobs.claim(unit, job)
         if adopted.state is SubmitState.STANDING:
             stands(work)
         else:
             ambiguous(work, _IN_PART)
-        return work.notes
 
 
 _UNSENT = (SubmitState.PLANNED, SubmitState.WITHDRAWN)
@@ -134,6 +139,8 @@ def _job(case: Case, adopted: Adopted, planned: Job) -> Job:
         submissions=submissions,
         # A newer job's convert takes the place of an older one's.
         cancelled=chain.stages if called_off else stale,
+        # Whether a person asked for it is not known any more: so its retries are counted, and bounded.
+        automatic=not adopted.first,
     )
 
 

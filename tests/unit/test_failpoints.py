@@ -16,6 +16,7 @@ from mqi_hpc.core.requests import Verb
 from tests.support.floor import Floor
 from tests.support.simulation.beds import simulated_bed
 from tests.support.simulation.jobs import Site
+from tests.unit.test_adoption import store_lost
 
 ONCE = ["beams 0", "beams 1", "beams 2", "convert None", "interpret None"]
 CANCELS = [Failpoint.CANCEL, Failpoint.CANCEL_KEPT, Failpoint.CANCEL_ANSWERED]
@@ -25,7 +26,8 @@ DOUBTS = {
     Failpoint.AGAIN: "receipt beams",
     Failpoint.AGAIN_KEPT: "receipt beams",
 }
-USUAL = [point for point in Failpoint if point not in (*CANCELS, *DOUBTS)]
+ADOPTIONS = [Failpoint.SURVEY, Failpoint.ADOPT, Failpoint.ADOPT_KEPT]
+USUAL = [point for point in Failpoint if point not in (*CANCELS, *DOUBTS, *ADOPTIONS)]
 
 
 class Killed(BaseException):
@@ -84,6 +86,10 @@ def live(floor: Floor) -> list[str]:
 
 def lead(floor: Floor, point: Failpoint, nth: int, *, with_it: bool) -> int:
     """Lead a case from its folder to its end through one death; returns how many there were."""
+    if point in ADOPTIONS:
+        floor.take()
+        floor.until(lambda: "done" in floor.beams())
+        store_lost(floor)
     life = Life(floor, point, nth, with_it=with_it)
     if point in DOUBTS:
         floor.sim.link.lose_replies = [Submit]
