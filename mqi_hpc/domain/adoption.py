@@ -53,9 +53,8 @@ class Adoption:
         notes: list[str] = []
         again = False
         with self._desk.open_case(effect.case_id) as (unit, case, opened):
-            planned = opened[-1]
-            if planned.job.job_id != effect.job_id or planned.job.submit_state not in _UNSENT:
-                # Somebody planned a later one meanwhile: its own upload finds what is there.
+            planned = next(work for work in opened if work.job.job_id == effect.job_id)
+            if planned.job.submit_state not in _UNSENT:
                 return False
             try:
                 found = self._found(case, planned.job, completion)
@@ -67,7 +66,9 @@ class Adoption:
             else:
                 reach(Failpoint.ADOPT)
                 first = planned.job
-                for adopted in found:
+                known = {work.job.name for work in opened if work is not planned}
+                # One planned meanwhile finds by its own upload what is in its place.
+                for adopted in (one for one in found if one.name not in known):
                     own = adopted.name == first.name
                     work = planned if own else OpenJob(unit, case, first, [], planned.now)
                     self._take_over(work, adopted, first)

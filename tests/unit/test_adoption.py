@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mqi_hpc.core.effects import Submit, Survey, Upload
+from mqi_hpc.core.effects import Completion, Failure, Submit, Survey, Upload
 from mqi_hpc.core.models import Case, SubmitState
 from mqi_hpc.core.requests import Verb
 from mqi_hpc.records.layout import MANIFEST
@@ -410,3 +411,65 @@ def test_a_budget_counts_what_runs_already(tmp_path: Path) -> None:
         floor.until("completed")
         with floor.bed.store.transaction(write=False) as unit:
             assert unit.resources.holdings() == {}
+
+
+def test_an_older_job_that_never_began_is_given_up_and_what_is_left_of_it_ended(floor: Floor) -> None:
+    floor.take()
+    floor.until(lambda: state(floor) is SubmitState.UPLOADED)
+    floor.sim.link.cut_submit = "receipt beams"
+    floor.sim.link.lose_replies = [Submit]
+    floor.until(lambda: state(floor) is SubmitState.AMBIGUOUS)
+    floor.order(Verb.CANCEL)
+    floor.until("cancelled")
+    floor.order(Verb.RESUBMIT)
+    floor.until(lambda: state(floor) is SubmitState.STANDING)
+    store_lost(floor)
+    # It comes back with an older state of the controller.
+    left = next(job for job in floor.sim.slurm.jobs.values() if "-j01-beams" in job.request.name)
+    floor.sim.slurm.sbatch(replace(left.request, hold=True, waits=()))
+    floor.take()
+    floor.until("completed")
+    assert adopted(floor) == ["j01", "j02"]
+    assert floor.jobs()[0].submit_state is SubmitState.REFUSED
+    floor.until(lambda: not live(floor))
+    assert took_effect(floor) == ONCE
+
+
+def test_a_case_called_off_and_resubmitted_while_its_folder_is_read_runs_once(floor: Floor) -> None:
+    lost_while_running(floor)
+    floor.take()
+    floor.until(lambda: bool(floor.port.of(Survey)))
+    floor.order(Verb.CANCEL)
+    floor.order(Verb.RESUBMIT)
+    floor.until("completed")
+    assert [job.name for job in floor.jobs()] == ["j01", "j02"]
+    assert adopted(floor) == ["j01"]
+    words = {
+        element.word
+        for job in floor.sim.slurm.jobs.values()
+        for element in job.elements.values()
+        if "-j01-beams" in job.request.name
+    }
+    assert words == {"CANCELLED"}
+    assert not live(floor)
+
+
+def test_no_space_there_keeps_nobody_from_what_is_there_already(floor: Floor) -> None:
+    lost_while_running(floor)
+    floor.sim.files.free_bytes = 0
+    floor.take()
+    floor.until(lambda: adopted(floor) == ["j01"])
+
+
+def test_an_answer_that_comes_twice_changes_nothing(floor: Floor) -> None:
+    lost_while_running(floor)
+    floor.take()
+    floor.until(lambda: adopted(floor) == ["j01"])
+    (effect,) = floor.port.of(Survey)
+    before = floor.jobs()
+    assert isinstance(effect, Survey)
+    floor.home.orchestrator._surveyed(effect, Completion(effect=effect, error="late", failure=Failure.OUTAGE))
+    assert floor.jobs() == before
+    floor.until("completed")
+    assert adopted(floor) == ["j01"]
+    assert took_effect(floor) == ONCE
