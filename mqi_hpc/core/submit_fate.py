@@ -28,10 +28,11 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """A fate, and why, in words for a person."""
+    """A fate, and why, in words for a person; `limit`: it waits until Slurm takes more jobs of ours."""
 
     fate: Fate
     why: str = ""
+    limit: bool = False
 
 
 def meaning(report: SubmitReport, completion: Completion, stages: Sequence[str] = STAGES) -> Meaning:
@@ -58,7 +59,7 @@ def _sbatch_failed(stage: str, lines: tuple[str, ...], exit_code: int) -> Meanin
         return Meaning(Fate.DOUBT, f"sbatch of {stage}: {error.text}")
     if error.kind is ErrorKind.PERMANENT:
         return Meaning(Fate.REFUSED, f"Slurm refuses {stage}: {error.text}")
-    return Meaning(Fate.AGAIN, f"Slurm: {error.text}")
+    return Meaning(Fate.AGAIN, f"Slurm: {error.text}", limit=error.kind is ErrorKind.BACKPRESSURE)
 
 
 def _doubt(completion: Completion) -> str:

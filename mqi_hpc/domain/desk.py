@@ -218,5 +218,5 @@ def attention_of(case: Case, history: History) -> str | None:
     return LATE if GROWN in case.metadata else None
 
 
-ATTENTION_PHASES = frozenset({"held", "unknown", "unreadable", "waiting", "no space"})
+ATTENTION_PHASES = frozenset({"held", "unknown", "unreadable", "waiting", "no space", "limited"})
 """Phases of a task in which nothing goes on without a person."""

@@ -84,6 +84,10 @@ class Reconciler:
                 unseen = True
             if reading is None:
                 continue
+            if task is not interpret and _falls_with(interpret, reading):
+                # Cancelled because of interpret, it seems, whose own verdict comes first.
+                unseen = True
+                continue
             timer = Timer(row=task.row, waited=task.waited, polls=task.polls)
             verdict = judge(reading, timer, elapsed, self.limits)
             after = _after(task, reading, verdict, evidence, job)
@@ -236,6 +240,11 @@ def _never_ran(task: Task, reading: Reading, evidence: Evidence, job: Job) -> bo
         return False
     it = (STAGE_OF[task.type], task.index)
     return it not in claims and it not in lines
+
+
+def _falls_with(interpret: Task | None, reading: Reading) -> bool:
+    ending = interpret is not None and interpret.phase == "settling"
+    return ending and reading.word == "CANCELLED" and not reading.cancelled_by_us
 
 
 def _failed(interpret: Task) -> bool:

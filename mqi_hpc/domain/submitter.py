@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from mqi_hpc.core.effects import Completion, Submit
 from mqi_hpc.core.errors import ProcessingError
-from mqi_hpc.core.models import Submission, SubmitState, TaskStatus
+from mqi_hpc.core.models import Submission, SubmitState, Task, TaskStatus
 from mqi_hpc.core.next_task import head_of, slurm_tasks
 from mqi_hpc.core.submission import Receipt, parse_submit
-from mqi_hpc.core.submit_fate import Fate, meaning
+from mqi_hpc.core.submit_fate import Fate, Meaning, meaning
 from mqi_hpc.domain.desk import OpenJob
 
 DEFERRED = "deferred"
 """Phase of a chain's head that was not taken and is to be tried again."""
+
+LIMITED = "limited"
+"""Phase of one that a limit has kept from Slurm for long: a person should know."""
+LIMIT = "submit limit"
+_SINCE = "limited_since"
+_LONG_SECONDS = 3600.0
 
 Cancels = tuple[tuple[str, int], ...]
 """Jobs to cancel, (name, id), in this order."""
@@ -64,7 +71,7 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
         give_up(work, SubmitState.REFUSED, found.why)
         return False, placed(work.job.submissions)
     if found.fate is Fate.AGAIN:
-        _back(work, found.why)
+        _back(work, found)
         return True, ()
     if found.fate is Fate.STANDS:
         stands(work)
@@ -81,13 +88,34 @@ def ambiguous(work: OpenJob, why: str) -> None:
     work.notes.append(f"held: {work.job.refusal}")
 
 
-def _back(work: OpenJob, why: str) -> None:
+def _back(work: OpenJob, found: Meaning) -> None:
     """Record that nothing was submitted and that it is to be tried again."""
     work.mark(SubmitState.UPLOADED, "")
     head = head_of(work.tasks)
-    if (head.phase, head.detail) != (DEFERRED, why):
+    phase, why = DEFERRED, found.why
+    if found.limit:
+        # Kept in the store: after a restart the pauses go on from where they were.
+        since = head.parameters.get(_SINCE, work.now)
+        head = head.evolve(
+            row=LIMIT, polls=limit_refusals(head) + 1, parameters={**head.parameters, _SINCE: since}
+        )
+        if work.now - since >= _LONG_SECONDS:
+            phase = LIMITED
+            began = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            why = (
+                f"{why} (since {began}; it is tried on. Ask the cluster's administrator, or cancel the case)"
+            )
+    else:
+        rest = {name: value for name, value in head.parameters.items() if name != _SINCE}
+        head = head.evolve(row="", polls=0, parameters=rest)
+    if (head.phase, head.detail) != (phase, why):
         work.notes.append(f"not submitted yet: {why}")
-    work.put_task(head.evolve(status=TaskStatus.PENDING, phase=DEFERRED, detail=why))
+    work.put_task(head.evolve(status=TaskStatus.PENDING, phase=phase, detail=why))
+
+
+def limit_refusals(head: Task) -> int:
+    """Return how often in a row Slurm has not taken a chain for a limit on how many jobs we may have."""
+    return head.polls if head.row == LIMIT else 0
 
 
 def give_up(work: OpenJob, state: SubmitState, why: str) -> None:

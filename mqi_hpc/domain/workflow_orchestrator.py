@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -20,7 +20,7 @@ from mqi_hpc.domain.outage import Outage
 from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.scans import Scans
-from mqi_hpc.domain.submitter import DEFERRED, ambiguous, apply_submit
+from mqi_hpc.domain.submitter import DEFERRED, LIMITED, ambiguous, apply_submit, limit_refusals
 from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.transfers import apply_transfer
 from mqi_hpc.services.job_service import JobService
@@ -28,6 +28,8 @@ from mqi_hpc.services.transfer_service import TransferService
 
 _IDLE_SECONDS = 1.0
 _RETRY_AGAIN_SECONDS = 600.0
+_LIMIT_SECONDS = 900.0
+"""Longest pause before a chain is offered again that a limit of the site kept out: its slurmctld is spared."""
 _SILENT = "does not answer, and is asked again"
 
 
@@ -217,7 +219,7 @@ class WorkflowOrchestrator:
                 # Committed before anything is sent: after a crash it tells that something may have been.
                 reach(Failpoint.SUBMIT)
                 work.mark(SubmitState.SUBMITTING, "")
-                if task.phase != DEFERRED:
+                if task.phase not in (DEFERRED, LIMITED):
                     work.notes.append("submitting")
             elif task.status is TaskStatus.PENDING:
                 # Tried again, it stays as it is: why it waits is told until it has gone well.
@@ -297,12 +299,15 @@ class WorkflowOrchestrator:
         reach(Failpoint.SUBMIT_ANSWERED)
         with self._desk.open(effect.job_id) as work:
             again, cancels = apply_submit(work, effect, completion)
-            head = head_of(work.tasks).task_id
+            limits, head = limit_refusals(head_of(work.tasks)), head_of(work.tasks).task_id
             stands = work.job.submit_state is SubmitState.STANDING
         if stands:
             reach(Failpoint.STANDING_KEPT)
         if again:
-            self._scheduler.defer_task(head, self._wait(self._refusals, head))
+            wait = self._wait(self._refusals, head)
+            if limits:
+                wait = replace(self._retry, max_delay=_LIMIT_SECONDS).wait(limits, self._ids.draw())
+            self._scheduler.defer_task(head, wait)
         else:
             self._refusals.pop(head, None)
             self._scheduler.complete_task(head)

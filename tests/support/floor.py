@@ -10,7 +10,7 @@ from mqi_hpc.core.effects import Completion, Effect
 from mqi_hpc.core.models import Case, Job, Task, TaskType
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
-from mqi_hpc.core.resubmit import current_tasks
+from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.core.retry_causes import RetryTable
 from mqi_hpc.services.history import read_history
 from mqi_hpc.services.report_service import CaseReport
@@ -114,6 +114,20 @@ class Floor:
         """The tasks that count."""
         with self.bed.store.transaction(write=False) as unit:
             return current_tasks(read_history(unit, self.case.case_id))
+
+    def history(self) -> History:
+        """The case's jobs and tasks."""
+        with self.bed.store.transaction(write=False) as unit:
+            return read_history(unit, self.case.case_id)
+
+    def phase(self, kind: str) -> str:
+        """The phase of the case's task of a kind that it has once."""
+        return next(task.phase for task in self.tasks() if task.type == kind)
+
+    def turns(self, count: int) -> None:
+        """Turn the loop."""
+        for _ in range(count):
+            self.home.orchestrator.turn()
 
     def beams(self) -> list[str]:
         return [task.phase for task in self.tasks() if task.type is TaskType.BEAM_CALC]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from mqi_hpc.core.causes import Cause
+from mqi_hpc.core.effects import Submit
+from mqi_hpc.core.errors import ConfigurationError, ProcessingError
+from mqi_hpc.core.models import STAGES, SubmitState
+from mqi_hpc.core.requests import Verb
 from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
+from mqi_hpc.domain.task_scheduler import over
 from tests.support.floor import Floor
 from tests.support.simulation.beds import simulated_bed
 from tests.support.simulation.jobs import Site
@@ -129,3 +135,261 @@ def test_a_cluster_without_a_good_gpu_is_tried_three_times_and_then_a_person_is_
     (beams,) = (one for one in report.next if one.what == "beams 2, 3, 4")
     assert "GPU check failed, and it was retried 3 times for that already; `mqi-hpc resubmit`" in beams.text
     assert floor.jobs()[3].created_at.timestamp() - floor.jobs()[2].created_at.timestamp() < 30
+
+
+# A person in between
+
+
+def fail_with_its_node(floor: Floor) -> None:
+    floor.take()
+    running(floor)
+    floor.bed.node_down("g1")
+    floor.until(lambda: len(promised(floor)) == 3)
+    floor.bed.sim.slurm.node_up("g1")
+
+
+def test_a_cancel_before_a_retry_ends_it(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    said = floor.order(Verb.CANCEL, reason="enough")
+    assert "cancelled" in said
+    report = floor.report()
+    assert report.status == "failed"
+    assert "not retried by itself: cancelled by ann: enough" in report.next[0].text
+    floor.turns(300)
+    assert len(floor.jobs()) == 1
+    with pytest.raises(ProcessingError, match="there is nothing to cancel"):
+        floor.order(Verb.CANCEL)
+
+
+def test_a_beam_whose_node_fails_while_it_is_being_cancelled_is_not_retried(floor: Floor) -> None:
+    floor.take()
+    running(floor)
+    floor.bed.node_down("g1")
+    floor.order(Verb.CANCEL)
+    report = floor.until("failed")
+    assert not promised(floor)
+    assert {one.text for one in report.next if "beam" in one.what} == {
+        "beams 2, 3, 4: not retried by itself: it was called off; `mqi-hpc resubmit`"
+    }
+
+
+def test_who_resubmits_first_is_obeyed_and_the_count_begins_anew(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.order(Verb.RESUBMIT)
+    assert not promised(floor)
+    running(floor)
+    floor.bed.node_down("g2")
+    floor.until(lambda: len(promised(floor)) == 3)
+    assert {t.retry.attempt for t in floor.tasks() if t.retry} == {1}
+    floor.bed.sim.slurm.node_up("g2")
+    floor.until("completed")
+    # The last goes in place of one that had no node left beside the two that failed.
+    assert [job.automatic for job in floor.jobs()] == [False, False, True, True]
+    assert [job.left_out for job in floor.jobs()] == [(), ("g1",), ("g1", "g2"), ()]
+
+
+def test_a_beam_that_a_person_left_is_retried_beside_the_one_that_was_resubmitted(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.order(Verb.RESUBMIT, beams=(floor.case.beams[0].number,))
+    floor.until("completed")
+    assert floor.in_slurm()["j02-beams"] == ["0"]
+    assert floor.in_slurm()["j03-beams"] == ["1", "2"]
+    assert len(floor.jobs()) == 3
+
+
+# A restart, a clock, a death
+
+
+def test_a_retry_is_made_once_whenever_the_program_is_restarted(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    (at,) = set(promised(floor))
+    assert not over(floor.history())
+    while len(floor.jobs()) == 1:
+        floor.sim.close()
+        floor.restart()
+        floor.home.orchestrator.process_case(floor.case.case_id)
+        floor.turns(1)
+    assert 0 <= floor.jobs()[1].created_at.timestamp() - at + 0.01 < 5
+    floor.until("completed")
+    assert len(floor.jobs()) == 2
+
+
+def test_a_program_that_was_away_for_long_retries_at_once(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.sim.close()
+    floor.sim.advance(86400.0)
+    floor.restart()
+    floor.home.orchestrator.process_case(floor.case.case_id)
+    before = floor.bed.clock.now()
+    floor.until(lambda: len(floor.jobs()) == 2)
+    assert floor.bed.clock.now() - before < 5
+
+
+def test_a_clock_set_back_by_a_day_makes_a_retry_wait_its_pause_anew_and_no_longer(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.bed.clock.step(-86400.0)
+    floor.restart()
+    floor.home.orchestrator.process_case(floor.case.case_id)
+    before = floor.bed.clock.monotonic()
+    floor.until(lambda: len(floor.jobs()) == 2)
+    assert 55 < floor.bed.clock.monotonic() - before < 70
+
+
+def test_a_clock_set_forward_while_it_runs_shortens_no_pause(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.turns(1)
+    before = floor.bed.clock.monotonic()
+    floor.bed.clock.step(86400.0)
+    floor.until(lambda: len(floor.jobs()) == 2)
+    assert 50 < floor.bed.clock.monotonic() - before < 70
+
+
+def test_a_retry_whose_transaction_fails_is_made_later_and_once(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with_its_node(floor)
+    whole = floor.home.renderer.job_files
+
+    def broken(request: object) -> dict[str, bytes]:
+        raise ConfigurationError("the template is being edited")
+
+    monkeypatch.setattr(floor.bed.renderer, "job_files", broken)
+    floor.until(lambda: any("cannot be retried now" in text for text in floor.said))
+    assert len(promised(floor)) == 3
+    assert floor.report().status == "processing"
+    monkeypatch.setattr(floor.bed.renderer, "job_files", whole)
+    floor.until("completed")
+    assert len(floor.jobs()) == 2
+    assert sum("cannot be retried now" in text for text in floor.said) == 1
+
+
+# Interpret and convert
+
+
+def test_an_interpret_whose_node_failed_is_run_again_with_all_that_follows(floor: Floor) -> None:
+    floor.take()
+    floor.until(lambda: floor.phase("interpret") == "running")
+    floor.bed.node_down("c1")
+    report = floor.until(lambda: bool(promised(floor)))
+    assert [one.what for one in report.next] == ["interpret"]
+    floor.bed.sim.slurm.node_up("c1")
+    floor.until("completed")
+    assert {name: len(tasks) for name, tasks in floor.in_slurm().items() if name.startswith("j02")} == {
+        "j02-interpret": 1,
+        "j02-beams": 3,
+        "j02-convert": 1,
+    }
+    # A node that fails under interpret says nothing of the beams' GPUs.
+    assert floor.jobs()[1].left_out == ()
+
+
+def test_a_convert_whose_node_failed_is_run_again_alone(floor: Floor) -> None:
+    floor.sim.script.seconds["convert"] = 120.0
+    floor.take()
+    floor.until(lambda: floor.phase("convert") == "running")
+    floor.bed.node_down("c1")
+    floor.until(lambda: bool(promised(floor)))
+    floor.bed.sim.slurm.node_up("c1")
+    report = floor.until("completed")
+    assert floor.in_slurm()["j02-convert"] == ["None"]
+    assert "j02-beams" not in floor.in_slurm()
+    assert len(report.results) == 3
+
+
+def test_good_beams_come_home_while_a_retry_is_to_come(floor: Floor) -> None:
+    floor.bed.fault(floor.case.beams[2].number, "hang")
+    floor.take()
+    running(floor, ["done", "done", "running"])
+    floor.bed.fault(floor.case.beams[2].number, "none")
+    for _ in range(2):
+        # The second pause is long enough for the rest to come home.
+        floor.until(lambda: floor.beams()[2] == "running")
+        floor.sim.slurm.end("PREEMPTED", index=2)
+        floor.until(lambda: len(promised(floor)) == 1)
+    report = floor.until(lambda: bool(floor.report().results))
+    assert report.status == "processing"
+    assert len(report.results) == 2
+    assert len(floor.until("completed").results) == 3
+
+
+# More of what ran out
+
+
+def asked(floor: Floor, what: str) -> dict[str, str]:
+    found = {}
+    for job in floor.sim.slurm.jobs.values():
+        found["-".join(job.request.name.split("-")[-2:])] = getattr(job.request, what)
+    return found
+
+
+def test_a_beam_out_of_memory_gets_more_of_what_was_asked_for_up_to_the_most(floor: Floor) -> None:
+    floor.take()
+    for _ in range(3):
+        floor.until(lambda: floor.beams()[0] == "running")
+        floor.sim.slurm.end("OUT_OF_MEMORY", index=0)
+        floor.until(lambda: floor.beams()[0].startswith("failed"))
+    report = floor.until("partial")
+    memory = asked(floor, "memory")
+    assert [memory[f"j0{n}-beams"] for n in (1, 2, 3)] == ["4G", "6144M", "8192M"]
+    assert memory["j02-convert"] == "4G"
+    assert "out of memory, and it was retried 2 times" in report.next[0].text
+
+
+def test_a_stage_past_its_time_gets_more_until_it_had_the_most(floor: Floor) -> None:
+    floor.take()
+    for _ in range(3):
+        floor.until(lambda: "running" in floor.beams())
+        floor.sim.slurm.end("TIMEOUT")
+        floor.until(lambda: all(phase.startswith("failed") for phase in floor.beams()))
+    floor.until("failed")
+    times = asked(floor, "time")
+    assert [times[f"j0{n}-beams"] for n in (1, 2, 3)] == ["01:00:00", "02:00:00", "03:00:00"]
+
+
+def test_more_memory_is_kept_when_the_next_failure_is_another(floor: Floor) -> None:
+    floor.take()
+    running(floor)
+    floor.sim.slurm.end("OUT_OF_MEMORY")
+    floor.until(lambda: floor.jobs()[-1].name == "j02" and "running" in floor.beams())
+    floor.sim.slurm.end("PREEMPTED")
+    floor.until("completed")
+    assert asked(floor, "memory")["j03-beams"] == "6144M"
+
+
+# A chain that Slurm lost, and limits
+
+
+def test_a_burnt_job_is_followed_by_the_same_plan_three_times(floor: Floor) -> None:
+    floor.take()
+    for number in range(1, 5):
+        floor.until(lambda n=number: len(floor.jobs()) == n and "running" in floor.beams())
+        with floor.home.desk.open(floor.jobs()[-1].job_id) as work:
+            work.put_job(work.job.evolve(cancelled=work.job.placed))
+            work.end_all("Slurm has lost it")
+            work.mark(SubmitState.BURNT, "Slurm has lost it")
+    report = floor.until("failed")
+    assert len(floor.jobs()) == 4
+    assert [job.stages for job in floor.jobs()] == [STAGES, *[STAGES[1:]] * 3]
+    assert "Slurm lost the chain, and it was retried 3 times" in report.next[0].text
+
+
+def test_a_submit_limit_is_waited_for_ever_longer_and_a_person_is_told(floor: Floor) -> None:
+    floor.sim.slurm.submit_limit = "AssocMaxSubmitJobLimit"
+    floor.take()
+    floor.until(lambda: floor.tasks()[1].polls == 3)
+    assert floor.report().attention is None
+    floor.sim.close()
+    floor.restart()
+    floor.home.orchestrator.process_case(floor.case.case_id)
+    floor.until(lambda: floor.report().attention is not None)
+    times = [at for at, effect in floor.port.started if isinstance(effect, Submit)]
+    waits = [b - a for a, b in pairwise(times[3:])]
+    assert waits == sorted(waits)
+    assert max(waits) > 400
+    assert len(times) < 20
+    assert "AssocMaxSubmitJobLimit" in str(floor.report().attention)
+    assert "Ask the cluster's administrator" in str(floor.report().attention)
+    floor.sim.slurm.submit_limit = ""
+    report = floor.until("completed")
+    assert report.attention is None
+    assert len(floor.jobs()) == 1

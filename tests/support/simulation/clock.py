@@ -41,6 +41,10 @@ class VirtualClock:
         """Return the seconds since the simulation began."""
         return self._now
 
+    def step(self, seconds: float) -> None:
+        """Set the calendar's clock forward or back; nothing else moves."""
+        self._start += seconds
+
     def later(self, seconds: float, action: Callable[[], object]) -> Planned:
         """Plan an action `seconds` from now; it is done when time is moved that far."""
         planned = Planned(self._now + max(0.0, seconds), next(self._order), action)

@@ -43,6 +43,9 @@ class Slurm(Scheduler):
     def sbatch(self, request: Request) -> int:
         """Accept a job and return its id; raises SlurmError with sbatch's words."""
         self._answer(f"sbatch: error: Batch job submission failed: {_DOWN}")
+        if self.submit_limit:
+            failed = f"sbatch: error: Batch job submission failed: {_POLICY}"
+            raise SlurmError(f"sbatch: error: {self.submit_limit}; {failed}")
         refusal = self._refusal(request)
         if refusal:
             raise SlurmError(f"sbatch: error: Batch job submission failed: {refusal}")
@@ -204,8 +207,6 @@ class Slurm(Scheduler):
             return "Requested node configuration is not available"
         if len(self.jobs) >= self.site.most_jobs:
             return "Resource temporarily unavailable"
-        if self.submit_limit:
-            return f"{self.submit_limit}\nsbatch: error: Batch job submission failed: {_POLICY}"
         forgotten = [other for condition, other in request.waits if condition == "afterok"]
         if not self.site.before_23 and any(other not in self.jobs for other in forgotten):
             return "Job dependency problem"
