@@ -29,7 +29,7 @@ from mqi_hpc.services.transfer_service import TransferService
 _IDLE_SECONDS = 1.0
 _RETRY_AGAIN_SECONDS = 600.0
 _LIMIT_SECONDS = 900.0
-"""Longest pause before a chain is offered again that a limit of the site kept out: its slurmctld is spared."""
+"""Longest pause before a chain is offered again that a limit kept out: the site's slurmctld is spared."""
 _SILENT = "does not answer, and is asked again"
 
 

@@ -384,9 +384,10 @@ def test_a_submit_limit_is_waited_for_ever_longer_and_a_person_is_told(floor: Fl
     floor.until(lambda: floor.report().attention is not None)
     times = [at for at, effect in floor.port.started if isinstance(effect, Submit)]
     waits = [b - a for a, b in pairwise(times[3:])]
-    assert waits == sorted(waits)
-    assert max(waits) > 400
-    assert len(times) < 20
+    # Doubled each time, up to a quarter of an hour, and shortened by up to half by chance.
+    assert max(waits[:2]) <= 16
+    assert min(waits[-2:]) >= 450
+    assert max(waits) <= 910
     assert "AssocMaxSubmitJobLimit" in str(floor.report().attention)
     assert "Ask the cluster's administrator" in str(floor.report().attention)
     floor.sim.slurm.submit_limit = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import logging
 import shlex
 import shutil
@@ -41,16 +42,20 @@ from mqi_hpc.core.effects import (
 from mqi_hpc.core.errors import ConfigurationError, ConnectionError, HostKeyError, RejectedCase, ResourceError
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.core.interfaces import RenderRequest
-from mqi_hpc.core.models import STAGES, Case, TaskStatus
+from mqi_hpc.core.models import STAGES, Case, Job, SubmitState, Task, TaskStatus
 from mqi_hpc.core.monitoring import DiskReading, DiskUsage, Health, HealthStatus, Metric
+from mqi_hpc.core.resubmit import History, first_plan
 from mqi_hpc.core.retention import JobHistory
+from mqi_hpc.core.retry_causes import Asked, Decision, decide
 from mqi_hpc.infrastructure.config import AppConfig, ConfigLoader
 from mqi_hpc.infrastructure.connection import pool as pool_module
 from mqi_hpc.infrastructure.executors.shell import Result
 from mqi_hpc.infrastructure.slurm.renderer import Renderer
 from mqi_hpc.records.chain import Settings, decode_chain
+from mqi_hpc.services.job_service import JobService
+from mqi_hpc.services.resource_service import ResourceService
 from mqi_hpc.stages.spots import calibrate, decode
-from tests.support.bench import KEY, make_case
+from tests.support.bench import KEY, PlainRenderer, make_case
 from tests.support.cases import START, CaseFolder, deliver
 from tests.support.cases import make_case as make_case_folder
 from tests.support.cluster_config import merged, to_yaml
@@ -1075,6 +1080,192 @@ def test_when_a_node_failure_is_believed(site: Site) -> None:
         assert loop.task("interpret") is TaskStatus.FAILED
     assert 60 <= waits[0] < 300
     assert 300 <= waits[1] < 400
+
+
+# What is done again by itself
+
+
+def retried(site: Site, config: AppConfig, *words: str) -> list[Decision]:
+    """What follows a beam's end, again and again, for these words of Slurm in turn (GPU: its check failed).
+
+    Ends with the first after which a person is asked.
+    """
+    table = site.parts(config).retry_table
+    case, store = make_case(1), MemoryStore()
+    jobs: list[Job] = []
+    tasks: dict[str, list[Task]] = {}
+    found: list[Decision] = []
+    resources = ResourceService(store, gpu_count=None, min_disk_space_gb=0, free_bytes=lambda: 1)
+    service = JobService(store, PlainRenderer(), resources, Clock(), workspace="/work")
+    with store.transaction() as unit:
+        unit.cases.put(case)
+    for word in itertools.cycle(words):
+        with store.transaction() as unit:
+            job = service.plan(unit, case, first_plan(case)).evolve(automatic=bool(jobs))
+            task = next(t for t in unit.jobs.tasks(job.job_id) if t.type == "beam_calc")
+        task = task.evolve(status=TaskStatus.FAILED, phase="failed", node="g1")
+        task = task.evolve(exit_code=77) if word == "GPU" else task.evolve(slurm=word)
+        if word == "BURNT":
+            job = job.evolve(submit_state=SubmitState.BURNT)
+        history = History(jobs=(*jobs, job), tasks={**tasks, job.job_id: [task]})
+        decision = decide(history, job, task, table, 0.0)
+        assert decision is not None
+        found.append(decision)
+        if decision.retry is None:
+            return found
+        jobs.append(job)
+        tasks[job.job_id] = [task.evolve(retry=decision.retry)]
+    raise AssertionError("it never ends")
+
+
+def pauses(decisions: Sequence[Decision]) -> list[float]:
+    return [decision.retry.pause for decision in decisions if decision.retry is not None]
+
+
+USUAL = [60, 300, 1200]
+RULES = [  # section, word, another cause that is counted, most, pauses, and how many retries of both in turn
+    ("node_fail", "NODE_FAIL", "BOOT_FAIL", USUAL, 3, 6),
+    ("boot_fail", "BOOT_FAIL", "NODE_FAIL", USUAL, 3, 6),
+    ("gpu_check", "GPU", "NODE_FAIL", USUAL, 3, 6),
+    ("preempted", "PREEMPTED", "NODE_FAIL", [60, 300, 900, *[1800] * 47], 7, 3),
+    ("out_of_memory", "OUT_OF_MEMORY", "NODE_FAIL", USUAL, 3, 6),
+    ("timeout", "TIMEOUT", "NODE_FAIL", USUAL, 3, 6),
+    ("burnt", "BURNT", "NODE_FAIL", USUAL, 3, 6),
+]
+TURNED_ON = {
+    "out_of_memory": {"most": 3, "memory_maximum": "64G"},
+    "timeout": {"most": 3, "time_maximum": "2-00"},
+}
+
+
+def under(rule: str) -> str:
+    return f"processing.retries.{rule}"
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "word", "usual"), [(under(f"{rule[0]}.most"), *rule[:2], rule[3]) for rule in RULES]
+)
+@changes(*(under(f"{rule[0]}.most") for rule in RULES))
+def test_how_often_a_cause_is_retried(
+    site: Site, path: str, rule: str, word: str, usual: list[float]
+) -> None:
+    on = {name: value for name, value in TURNED_ON.get(rule, {}).items() if name != "most"}
+    before, after = site.both(path, 1, processing={"retries": {rule: on}})
+    assert pauses(retried(site, before, word)) == ([] if rule in TURNED_ON else usual)
+    assert pauses(retried(site, after, word)) == [60]
+    (_, off) = site.both(path, 0) if rule not in TURNED_ON else (None, None)
+    assert off is None or pauses(retried(site, off, word)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "word", "usual"),
+    [(under(f"{rule[0]}.pauses_seconds"), *rule[:2], rule[3]) for rule in RULES],
+)
+@changes(*(under(f"{rule[0]}.pauses_seconds") for rule in RULES))
+def test_how_long_a_retry_waits(site: Site, path: str, rule: str, word: str, usual: list[float]) -> None:
+    before, after = site.both(path, [5, 7], processing={"retries": {rule: TURNED_ON.get(rule, {})}})
+    assert pauses(retried(site, before, word)) == usual
+    assert pauses(retried(site, after, word)) == [5, *[7] * (len(usual) - 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "words", "by_itself", "other"),
+    [(under(f"{rule[0]}.counted"), rule[0], rule[1:3], *rule[4:]) for rule in RULES],
+)
+@changes(*(under(f"{rule[0]}.counted") for rule in RULES))
+def test_what_uses_up_the_common_count(
+    site: Site, path: str, rule: str, words: tuple[str, str], by_itself: int, other: int
+) -> None:
+    value = rule == "preempted"
+    before, after = site.both(path, value, processing={"retries": {rule: TURNED_ON.get(rule, {})}})
+    assert len(pauses(retried(site, before, *words))) == by_itself
+    assert len(pauses(retried(site, after, *words))) == other
+
+
+@changes("processing.retries.most")
+def test_how_often_anything_is_retried(site: Site) -> None:
+    before, after = site.both("processing.retries.most", 1)
+    assert pauses(retried(site, before, "NODE_FAIL", "BOOT_FAIL")) == [60, 60, 300]
+    assert pauses(retried(site, after, "NODE_FAIL", "BOOT_FAIL")) == [60]
+
+
+@pytest.mark.parametrize(
+    ("path", "word", "usual"),
+    [
+        (under("node_fail.leave_out_seconds"), "NODE_FAIL", 14400),
+        (under("boot_fail.leave_out_seconds"), "BOOT_FAIL", 14400),
+        (under("gpu_check.leave_out_seconds"), "GPU", 86400),
+    ],
+)
+@changes(*(under(f"{rule}.leave_out_seconds") for rule in ("node_fail", "boot_fail", "gpu_check")))
+def test_how_long_a_node_is_left_out(site: Site, path: str, word: str, usual: float) -> None:
+    before, after = site.both(path, 0)
+    assert {decision.leave_out for decision in retried(site, before, word)} == {usual}
+    assert {decision.leave_out for decision in retried(site, after, word)} == {0}
+
+
+@changes("processing.retries.most_left_out")
+def test_how_many_nodes_are_left_out(site: Site) -> None:
+    left = []
+    for config in site.both("processing.retries.most_left_out", 1):
+        container, case = site.container(config), make_case(4, key=f"case{len(left):08d}")
+        with container.parts.store.transaction() as unit:
+            unit.cases.put(case)
+            first = container.jobs.plan(unit, case, first_plan(case))
+            now = container.parts.clock.now()
+            beams = [task for task in unit.jobs.tasks(first.job_id) if task.type == "beam_calc"]
+            for number, task in enumerate(beams):
+                ended = task.evolve(status=TaskStatus.FAILED, node=f"g{number}", ended_at=now - 100 + number)
+                unit.jobs.put_task(ended.evolve(left_out_until=now + 3600))
+            left.append(container.jobs.plan(unit, case, first_plan(case)).left_out)
+            for task in beams:
+                unit.jobs.put_task(task)
+    assert left == [("g1", "g2", "g3"), ("g3",)]
+
+
+def most_asked(site: Site, config: AppConfig, word: str) -> list[Asked]:
+    """What the beams ask for, retry after retry."""
+    causes = [one.retry.cause for one in retried(site, config, word) if one.retry is not None]
+    table = site.parts(config).retry_table
+    return [table.asks("beams", causes[:count]) for count in range(len(causes) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "usual", "then"),
+    [
+        (under("out_of_memory.memory_factor"), 2.0, [4096, 6144, 9216, 13824], [4096, 8192, 16384, 32768]),
+        (under("out_of_memory.memory_maximum"), "8G", [4096, 6144, 9216, 13824], [4096, 6144, 8192]),
+    ],
+)
+@changes(under("out_of_memory.memory_factor"), under("out_of_memory.memory_maximum"))
+def test_how_much_more_memory(site: Site, path: str, value: Any, usual: list[int], then: list[int]) -> None:
+    on = {"processing": {"retries": {"out_of_memory": TURNED_ON["out_of_memory"]}}}
+    before, after = site.both(path, value, **on)
+    assert [asked.memory for asked in most_asked(site, before, "OUT_OF_MEMORY")] == usual
+    assert [asked.memory for asked in most_asked(site, after, "OUT_OF_MEMORY")] == then
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "usual", "then"),
+    [
+        (under("timeout.time_factor"), 2.0, [3600, 5400, 8100, 12150], [3600, 7200, 14400, 28800]),
+        (under("timeout.time_maximum"), "2:00:00", [3600, 5400, 8100, 12150], [3600, 5400, 7200]),
+    ],
+)
+@changes(under("timeout.time_factor"), under("timeout.time_maximum"))
+def test_how_much_more_time(site: Site, path: str, value: Any, usual: list[int], then: list[int]) -> None:
+    on = {"processing": {"retries": {"timeout": TURNED_ON["timeout"]}}}
+    before, after = site.both(path, value, **on)
+    assert [asked.time for asked in most_asked(site, before, "TIMEOUT")] == usual
+    assert [asked.time for asked in most_asked(site, after, "TIMEOUT")] == then
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"), [("out_of_memory", "memory_maximum"), ("timeout", "time_maximum")]
+)
+def test_more_without_a_bound_is_refused(site: Site, rule: str, wanted: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{wanted} should be given"):
+        site.both(f"processing.retries.{rule}.most", 2)
 
 
 @changes("slurm.accounting")

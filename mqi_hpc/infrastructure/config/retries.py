@@ -30,6 +30,24 @@ class NodeRetryConfig(RetryRuleConfig):
     )
 
 
+class GpuRetryConfig(NodeRetryConfig):
+    """How a beam is retried whose node gave it no GPU that works: that is mended by hand."""
+
+    leave_out_seconds: Seconds = Field(
+        default=86400, description="New beams keep away from the node for so long; 0: they do not."
+    )
+
+
+class PreemptedRetryConfig(RetryRuleConfig):
+    """How what had to make room is retried: as often as it takes, and never in haste."""
+
+    most: _Most = Field(default=50, description="Retries of a beam in a row for this cause; 0: none.")
+    pauses_seconds: Pauses = Field(
+        default=(60.0, 300.0, 900.0, 1800.0), description="Before each; the last stays."
+    )
+    counted: bool = Field(default=False, description="Uses up retries.most.")
+
+
 class MemoryRetryConfig(RetryRuleConfig):
     """How a stage that ran out of memory is retried."""
 
@@ -69,15 +87,11 @@ class RetriesConfig(Section):
     )
     node_fail: NodeRetryConfig = Field(default_factory=NodeRetryConfig, description="Slurm: NODE_FAIL.")
     boot_fail: NodeRetryConfig = Field(default_factory=NodeRetryConfig, description="Slurm: BOOT_FAIL.")
-    gpu_check: NodeRetryConfig = Field(
-        default_factory=lambda: NodeRetryConfig(leave_out_seconds=86400),
-        description="A beam found no working GPU (exit code 77).",
+    gpu_check: GpuRetryConfig = Field(
+        default_factory=GpuRetryConfig, description="A beam found no working GPU (exit code 77)."
     )
-    preempted: RetryRuleConfig = Field(
-        default_factory=lambda: RetryRuleConfig(
-            most=50, pauses_seconds=(60.0, 300.0, 900.0, 1800.0), counted=False
-        ),
-        description="Slurm: PREEMPTED.",
+    preempted: PreemptedRetryConfig = Field(
+        default_factory=PreemptedRetryConfig, description="Slurm: PREEMPTED."
     )
     out_of_memory: MemoryRetryConfig = Field(
         default_factory=MemoryRetryConfig, description="Slurm: OUT_OF_MEMORY, of the node, not of a GPU."
