@@ -170,15 +170,15 @@ def render(
 def gpus(as_json: AsJson = False) -> None:
     """List GPUs: the cluster's as Slurm sees them, our budget of them, and this machine's own."""
     container = open_container(quiet=True)
-    local, slots = container.parts.local_gpus(), container.gpu_slots()
+    local, slots, left = container.parts.local_gpus(), container.gpu_slots(), container.left_out()
     with container.reaching():
         try:
             nodes = container.parts.cluster_gpus()
         except ConnectionError:
             if not as_json:
-                print_gpus(local, None, slots, as_json=False)
+                print_gpus(local, None, slots, as_json=False, left_out=left)
             raise
-    print_gpus(local, nodes, slots, as_json=as_json)
+    print_gpus(local, nodes, slots, as_json=as_json, left_out=left)
 
 
 @app.command("sample-case")

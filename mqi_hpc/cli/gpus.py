@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mqi_hpc.core.gpu_inventory import NodeGpus
+from mqi_hpc.core.left_out import LeftOut
 from mqi_hpc.core.monitoring import GPUReading
 
 Slots = tuple[int, int | None]
@@ -21,10 +23,21 @@ _WIDE = 240
 _MEBIBYTE = 2**20
 
 
-def print_gpus(local: GPUReading, nodes: Sequence[NodeGpus] | None, slots: Slots, *, as_json: bool) -> None:
-    """Print the GPUs; `nodes` None: the cluster was not asked, or did not answer."""
+def print_gpus(
+    local: GPUReading,
+    nodes: Sequence[NodeGpus] | None,
+    slots: Slots,
+    *,
+    as_json: bool,
+    left_out: Sequence[LeftOut] = (),
+) -> None:
+    """Print the GPUs; `nodes` None: the cluster was not asked, or did not answer.
+
+    `left_out` are nodes that new beams keep away from.
+    """
     if as_json:
-        sys.stdout.write(json.dumps(_told(local, nodes, slots), indent=2) + "\n")
+        told = {**_told(local, nodes, slots), "left_out": [_kept_away(one) for one in left_out]}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
         return
     out = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
     if nodes is not None:
@@ -32,6 +45,9 @@ def print_gpus(local: GPUReading, nodes: Sequence[NodeGpus] | None, slots: Slots
     used, budget = slots
     limit = "no limit is set (resources.gpu_count)" if budget is None else f"{used} of {budget} slots in use"
     out.print(f"our budget: {limit}")
+    for one in left_out:
+        until = _time(one.until).strftime("%Y-%m-%d %H:%M UTC")
+        out.print(f"new beams keep away from {escape(one.node)} until {until}: {escape(one.why)}")
     _local(out, local)
 
 
@@ -85,6 +101,15 @@ def _told(local: GPUReading, nodes: Sequence[NodeGpus] | None, slots: Slots) -> 
         "budget": {"used": slots[0], "total": slots[1]},
         "local": {"gpus": [asdict(gpu) for gpu in local.gpus], "note": local.note, "age": local.age},
     }
+
+
+def _kept_away(one: LeftOut) -> dict[str, str]:
+    since, until = _time(one.since).isoformat(), _time(one.until).isoformat()
+    return {"node": one.node, "since": since, "until": until, "why": one.why, "task": one.task_id}
+
+
+def _time(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,7 @@ from mqi_hpc.controllers.log_reader import LogReader
 from mqi_hpc.controllers.parts import Parts
 from mqi_hpc.controllers.told import without_names
 from mqi_hpc.core.errors import ConfigurationError, LockHeld, ProcessingError
+from mqi_hpc.core.left_out import LeftOut, left_out
 from mqi_hpc.core.models import job_name
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
@@ -161,6 +162,12 @@ class Container:
         """Return the slots of our GPU budget that jobs hold, and all there are (None: no budget)."""
         with self.parts.store.transaction(write=False) as unit:
             return sum(unit.resources.holdings().values()), self.config.resources.gpu_count
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Return the nodes that new beams keep away from now."""
+        with self.parts.store.transaction(write=False) as unit:
+            tasks = unit.jobs.left_out(self.parts.clock.now())
+        return left_out(tasks, self.config.processing.retries.most_left_out)
 
     def preview(self, folder: str) -> Mapping[str, bytes]:
         """Return what would be rendered for a folder; keeps nothing. Raises RejectedCase."""

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mqi_hpc.core.causes import Cause, Retry
 from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.interfaces import IClock
 from mqi_hpc.core.models import (
@@ -30,6 +31,7 @@ from mqi_hpc.core.models import (
     Submission,
     SubmitState,
     Task,
+    TaskStatus,
     TaskType,
 )
 from mqi_hpc.core.monitoring import StoreCounts
@@ -234,6 +236,30 @@ def test_folders_are_remembered_as_they_were_last(store: Any) -> None:
         unit.folders.remove("/cases/never")
     with store.transaction(write=False) as unit:
         assert unit.folders.all() == [SeenFolder(folder="/cases/b", fingerprint="3")]
+
+
+def test_tasks_because_of_which_a_node_is_left_out_are_found_until_then(store: Any) -> None:
+    retry = Retry(cause=Cause.NODE_FAIL, at=1_800_000_060.5, pause=60.0, attempt=1, most=3, without="g1")
+    plain = Task(task_id="a", job_id=a_job().job_id, type=TaskType.INTERPRET)
+    until = Task(
+        task_id="b",
+        job_id=a_job().job_id,
+        type=TaskType.BEAM_CALC,
+        status=TaskStatus.FAILED,
+        node="g1",
+        ended_at=1_800_000_000.5,
+        retry=retry,
+        left_out_until=1_800_003_600.5,
+    )
+    with store.transaction() as unit:
+        unit.cases.put(make_case())
+        unit.jobs.put(a_job())
+        unit.jobs.put_task(plain)
+        unit.jobs.put_task(until)
+        assert unit.jobs.left_out(1_800_003_600.0) == [until]
+    with store.transaction(write=False) as unit:
+        assert unit.jobs.left_out(0.0) == [until]
+        assert unit.jobs.left_out(1_800_003_600.5) == []
 
 
 def test_a_case_is_removed_only_before_it_has_a_job(store: Any) -> None:

@@ -120,6 +120,10 @@ class Floor:
         with self.bed.store.transaction(write=False) as unit:
             return read_history(unit, self.case.case_id)
 
+    def events(self) -> list[dict[str, Any]]:
+        """All that was recorded of the case."""
+        return self.home.reports.events(self.case.case_id)
+
     def phase(self, kind: str) -> str:
         """The phase of the case's task of a kind that it has once."""
         return next(task.phase for task in self.tasks() if task.type == kind)

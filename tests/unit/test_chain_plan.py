@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -231,6 +232,29 @@ def test_convert_waits_for_older_arrays_too(
     made = calls(stages=stages, waits_for=OLDER[:older])
     assert [call.dependency for call in made] == said
     assert [call.waits_for for call in made] == [*[()] * (len(stages) - 1), tuple(OLDER[:older])]
+
+
+@pytest.mark.parametrize(
+    ("extra", "left", "said"),
+    [
+        ((), ("g2", "g1"), ["--exclude=g1,g2"]),
+        (("--exclude=g9", "--exclude=g[3-4],g2"), ("g1", "g2"), ["--exclude=g1,g2,g[3-4],g2"]),
+        (("--exclude=g9",), (), ["--exclude=g9"]),
+        ((), (), []),
+    ],
+)
+def test_nodes_are_left_out_beside_those_of_the_sites_own(
+    extra: tuple[str, ...], left: tuple[str, ...], said: list[str]
+) -> None:
+    resources = {**RESOURCES, "beams": replace(RESOURCES["beams"], extra=extra, left_out=left)}
+    submissions = plan_submissions("i1", KEY, 1, beams(0, 1, 2), STAGES)
+    made = plan_calls(
+        submissions, resources, folder=FOLDER, comment="qa", account=None, qos=None, gpu_count=None
+    )
+    excludes = [option for option in made[1].options if option.startswith("--exclude")]
+    # sbatch takes the last of an option.
+    assert excludes[-1:] == said
+    assert not any(option.startswith("--exclude") for call in made[::2] for option in call.options)
 
 
 @pytest.mark.parametrize(("gpus", "array"), [(None, "0-2"), (1, "0-2%1"), (3, "0-2%3"), (8, "0-2%3")])

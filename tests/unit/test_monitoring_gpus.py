@@ -12,6 +12,7 @@ import pytest
 from mqi_hpc.cli.gpus import print_gpus
 from mqi_hpc.core.errors import ConnectionError
 from mqi_hpc.core.gpu_inventory import NodeGpus
+from mqi_hpc.core.left_out import LeftOut
 from mqi_hpc.core.monitoring import GPUReading, GPUStatus
 from mqi_hpc.infrastructure.executors import LocalExecutor
 from mqi_hpc.infrastructure.slurm.gpus import read_cluster_gpus
@@ -133,6 +134,15 @@ def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     assert "our budget: 3 of 8 slots in use" in text
     assert "0 H100 [x] GPU-1 37 % 1024/81920 MiB 41 72" in text
     assert "1 ? ? ? % ?/? MiB ? ? GPU is lost" in text
+
+
+def test_nodes_that_beams_keep_away_from(capsys: pytest.CaptureFixture[str]) -> None:
+    away = LeftOut(node="g1", since=1_800_000_000.0, until=1_800_003_600.0, task_id="t", why="no [GPU]")
+    print_gpus(LOCAL, NODES, (3, 8), as_json=False, left_out=(away,))
+    assert "new beams keep away from g1 until 2027-01-15 09:00 UTC: no [GPU]" in shown(capsys)
+    print_gpus(LOCAL, NODES, (3, 8), as_json=True, left_out=(away,))
+    (told,) = json.loads(capsys.readouterr().out)["left_out"]
+    assert (told["node"], told["since"], told["why"]) == ("g1", "2027-01-15T08:00:00+00:00", "no [GPU]")
 
 
 def test_a_place_without_gpus(capsys: pytest.CaptureFixture[str]) -> None:

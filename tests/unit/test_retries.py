@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from mqi_hpc.core.models import STAGES, SubmitState
 from mqi_hpc.core.requests import Verb
 from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.domain.task_scheduler import over
+from mqi_hpc.services.job_service import JobService
 from tests.support.floor import Floor
 from tests.support.simulation.beds import simulated_bed
 from tests.support.simulation.jobs import Site
@@ -261,6 +263,37 @@ def test_a_retry_whose_transaction_fails_is_made_later_and_once(
     floor.until("completed")
     assert len(floor.jobs()) == 2
     assert sum("cannot be retried now" in text for text in floor.said) == 1
+
+
+class Killed(BaseException):
+    """The program has ended here."""
+
+
+def test_a_death_while_a_retry_is_planned_leaves_the_promise_and_no_job(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with_its_node(floor)
+    whole = JobService.plan
+
+    def plan(*args: Any, **kwargs: Any) -> None:
+        whole(*args, **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobService, "plan", plan)
+        with pytest.raises(Killed):
+            floor.until("completed")
+    assert len(floor.jobs()) == 1
+    assert sum(event["kind"] == "job planned" for event in floor.events()) == 1
+    assert len(promised(floor)) == 3
+    floor.sim.close()
+    floor.restart()
+    floor.home.orchestrator.process_case(floor.case.case_id)
+    floor.until("completed")
+    assert len(floor.jobs()) == 2
+    (planned,) = (e for e in floor.events() if e["kind"] == "job planned" and "automatic" in e["data"])
+    assert [one["cause"] for one in planned["data"]["automatic"]] == ["node_fail"] * 3
+    assert planned["data"]["left_out"] == ["g1"]
 
 
 # Interpret and convert

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqi_hpc.records.layout import EXIT_NO_GPU
 from mqi_hpc.records.result import BeamRecord, Gpu
 from mqi_hpc.stages import driver, engine, gpu_probe
 from mqi_hpc.stages.beam import _Progress
@@ -165,8 +166,10 @@ def test_what_cuda_may_see_is_read_as_cuda_reads_it(visible: str, devices: list[
 @pytest.mark.parametrize("visible", [None, "", "NoDevFiles", "-1"])
 def test_no_gpu_is_an_error_where_one_is_required(node: Node, visible: str | None) -> None:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    with pytest.raises(StageError, match="gave this task no GPU"):
+    with pytest.raises(StageError, match="gave this task no GPU") as failed:
         find_gpu(environ, required=True)
+    # The code by which the workstation knows that another node may have one.
+    assert failed.value.exit_code == EXIT_NO_GPU
     assert find_gpu(environ, required=False) == Gpu(visible=visible or "")
 
 
