@@ -70,10 +70,9 @@ def _show(found: Verification) -> None:
     for note in found.notes:
         show.plain(f"note   {note}")
     if found.faults:
-        show.plain(
-            f"{found.events} events are as they were written, up to {found.head or '(none)'}. Keep the store as"
-            " it is, ask whoever may have touched it, and compare it with the newest backup"
-        )
+        head = found.head or "(none)"
+        show.plain(f"{found.events} events are as they were written, up to {head}. Keep the store as it is,")
+        show.plain("ask whoever may have touched it, and compare it with the newest backup")
     else:
         show.plain(f"{found.events} events, all as they were written; {found.anchors} jobs bear them out")
         show.plain(f"head {found.head or '(none)'}: write it down, `audit verify --head` looks for it")
