@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from mqi_hpc.core.models import Job
 from mqi_hpc.core.observation import SUBMIT_TOLERANCE, Row
 
+NEVER_RAN = "never_ran"
+"""Among a lost task's parameters: it had not begun when the controller lost it."""
+
 
 def head_held(job: Job, queue: Sequence[Row]) -> bool:
     """Whether the queue shows the chain's head held, under its receipt's name and id."""
@@ -16,6 +19,17 @@ def head_held(job: Job, queue: Sequence[Row]) -> bool:
         for row in queue
         if row.name == head.name and row.job == head.slurm_id
     )
+
+
+def released(job: Job, queue: Sequence[Row], claims: Iterable[tuple[str, int]]) -> bool:
+    """Whether the chain's head is known not to be held: the queue shows it otherwise, or it has begun.
+
+    The queue was looked at before the receipts were read: a head that it does not show may be younger.
+    """
+    head = job.head
+    shown = any((row.name, row.job) == (head.name, head.slurm_id) for row in queue)
+    begun = any(stage == head.stage for stage, _ in claims)
+    return not head_held(job, queue) and (shown or begun)
 
 
 def why_lost(job: Job, queue: Sequence[Row], claims: Iterable[tuple[str, int]]) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mqi_hpc.core.causes import WORDS, Cause, Retry
 from mqi_hpc.core.left_out import NO_NODE_TEXTS, is_node
+from mqi_hpc.core.lost_chain import NEVER_RAN
 from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.resubmit import History
 from mqi_hpc.core.slurm_states import TERMINAL
@@ -109,10 +110,16 @@ class Decision:
 
 def cause_of(task: Task, job: Job) -> Cause | None:
     """Return why a task of `job` ended badly, None where it has not ended, or ended well."""
-    if task.status in _STATUSES:
-        return _STATUSES[task.status]
+    if NEVER_RAN in task.parameters:
+        return Cause.BURNT
+    if NEVER_RAN in task.parameters:
+        return Cause.BURNT
     if task.status is not TaskStatus.FAILED:
-        return None
+        return _STATUSES.get(task.status)
+    return _of_failure(task, job)
+
+
+def _of_failure(task: Task, job: Job) -> Cause:
     if task.phase == "failed (interpret)":
         return Cause.INTERPRET
     if job.submit_state is SubmitState.BURNT and task.slurm not in TERMINAL:

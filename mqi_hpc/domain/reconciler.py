@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mqi_hpc.core.lost_chain import NEVER_RAN
 from mqi_hpc.core.models import STAGE_OF, STAGES, Job, Submission, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import interpret_of, slurm_tasks
 from mqi_hpc.core.observation import Row, belongs, newest
@@ -53,10 +54,6 @@ class Reconciliation:
     dead_stages: tuple[str, ...]
     ghosts: tuple[tuple[str, int], ...]
     soon: bool = False
-
-
-NEVER_RAN = "never_ran"
-"""Among a lost task's parameters: it had not begun when the controller lost it."""
 
 
 class Reconciler:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mqi_hpc.core.errors import ProcessingError
-from mqi_hpc.core.lost_chain import cancelled_row, head_held, left_in_queue, why_lost
+from mqi_hpc.core.lost_chain import cancelled_row, left_in_queue, released, why_lost
 from mqi_hpc.core.models import STAGE_OF, SubmitState, TaskStatus
 from mqi_hpc.core.next_task import head_of
 from mqi_hpc.core.observation import NotParsed, Row
@@ -57,7 +57,7 @@ def recover(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patienc
         return Found()
     damaged = _take_receipts(work, lines)
     whole = not damaged and all(s.slurm_id is not None for s in work.job.submissions)
-    if whole and not head_held(work.job, evidence.queue):
+    if whole and released(work.job, evidence.queue, evidence.claims(work.job.job_id) or ()):
         stands(work)
         return Found(stands=True)
     # While it is under way in this process, its own answer tells.

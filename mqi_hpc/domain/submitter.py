@@ -60,6 +60,9 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
     Returns whether to try again, and what to cancel. Only a submission that is known not to have happened
     is tried again; an ambiguous one is held.
     """
+    if work.job.submit_state is not SubmitState.SUBMITTING:
+        # A look was faster: what it found stands, and what has been judged since.
+        return False, ()
     report = parse_submit(completion.output, effect.nonce)
     try:
         adopt(work, report.receipts)

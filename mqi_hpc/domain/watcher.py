@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IStore
-from mqi_hpc.core.lost_chain import left_in_queue
+from mqi_hpc.core.lost_chain import NEVER_RAN, left_in_queue
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import past, slurm_tasks, to_be_cleared, watched
 from mqi_hpc.core.observation import PREFIX, Row
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.domain.evidence import Evidence, read_evidence
-from mqi_hpc.domain.reconciler import NEVER_RAN, Reconciler
+from mqi_hpc.domain.reconciler import Reconciler
 from mqi_hpc.domain.recovery import Patience, clear, recover
 from mqi_hpc.domain.submitter import Cancels
 from mqi_hpc.domain.testimony import testimony
@@ -168,6 +168,9 @@ class Watcher:
             work.put_task(judged.after, why=judged.verdict.timer.row, evidence=said)
             if judged.changed:
                 work.notes.append(sentence(work.case, judged.after))
+        if found.dead_stages:
+            off = dict.fromkeys((*work.job.cancelled, *found.dead_stages))
+            work.put_job(work.job.evolve(cancelled=tuple(off)))
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}
         dead = [(name, slurm_id) for name, slurm_id in map(ids.__getitem__, found.dead_stages)]
         targets = tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None)

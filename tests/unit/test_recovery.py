@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mqi_hpc.core.effects import Observe, Submit
+from mqi_hpc.core.effects import Completion, Observe, Submit
 from mqi_hpc.core.models import SubmitState
 from mqi_hpc.core.requests import Verb
 from mqi_hpc.domain.recovery import MOST_RERUNS
+from mqi_hpc.domain.submitter import apply_submit
 from tests.support.floor import Floor
 from tests.support.simulation.beds import simulated_bed
 from tests.support.simulation.jobs import Site, SlurmJob
@@ -144,6 +145,18 @@ def test_a_case_in_doubt_can_be_called_off(floor: Floor, step: str) -> None:
     assert state(floor) is SubmitState.WITHDRAWN
     assert len(floor.port.of(Submit)) == 1
     assert took_effect(floor) == []
+
+
+def test_an_answer_that_comes_after_a_look_has_found_the_chain_changes_nothing(floor: Floor) -> None:
+    floor.take()
+    floor.until("completed")
+    effect = floor.port.of(Submit)[0]
+    assert isinstance(effect, Submit)
+    before, said = floor.report(), [f"\x1e{effect.nonce} DONE 0\n", ""]
+    for text in said:
+        with floor.home.desk.open(effect.job_id) as work:
+            assert apply_submit(work, effect, Completion(effect=effect, output=text)) == (False, ())
+    assert floor.report() == before
 
 
 # A chain that no run of submit.sh can complete
