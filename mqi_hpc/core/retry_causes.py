@@ -112,8 +112,6 @@ def cause_of(task: Task, job: Job) -> Cause | None:
     """Return why a task of `job` ended badly, None where it has not ended, or ended well."""
     if NEVER_RAN in task.parameters:
         return Cause.BURNT
-    if NEVER_RAN in task.parameters:
-        return Cause.BURNT
     if task.status is not TaskStatus.FAILED:
         return _STATUSES.get(task.status)
     return _of_failure(task, job)
