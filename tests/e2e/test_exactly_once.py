@@ -229,7 +229,7 @@ def test_the_link_breaks_before_during_and_after_a_submission(site: Site) -> Non
         proxy.refusing = True
         with site.daemon() as daemon:
             wait_until(lambda: "does not answer" in daemon.said, 60, "an outage before it is sent")
-            assert rows(site.cluster, ["j01"]) == []
+            assert rows(site.cluster, [case["case_id"] for case in daemon.cases()]) == []
             proxy.refusing = False
             daemon.until({"B1-f01": "completed"})
             # During: it is cut while the second sbatch has submitted and not told.
