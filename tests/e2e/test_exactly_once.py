@@ -83,6 +83,8 @@ def make_site(cluster: Cluster, home: Path, **changes: Any) -> Site:
 def site(cluster: Cluster, tmp_path: Path) -> Iterator[Site]:
     made = make_site(cluster, tmp_path)
     yield made
+    for partition in ("cpu", "gpu"):
+        cluster.root(f"scontrol update partitionname={partition} state=up")
     cluster.reset()
     cluster.root(f"rm -rf -- {made.workspace}")
 
@@ -196,6 +198,40 @@ def test_the_daemon_is_killed_at_each_failpoint(site: Site, points: list[Failpoi
     with site.daemon() as daemon:
         cases = daemon.until({f"K{n:02d}-f01": "completed" for n in range(len(points))}, 400)
     ran_once(site, list(keys_of(cases).values()))
+
+
+@pytest.mark.slow
+def test_the_daemon_is_killed_in_doubt(site: Site) -> None:
+    """A whole chain of which nobody was told, and one that was never sent: found, and sent again."""
+    site.drop("F0")
+    for point in (Failpoint.SUBMIT_ANSWERED, Failpoint.FOUND, Failpoint.FOUND_KEPT):
+        site.dies(point)
+    site.drop("F1")
+    for point in (Failpoint.SUBMIT_KEPT, Failpoint.AGAIN, Failpoint.AGAIN_KEPT, Failpoint.SUBMIT_KEPT):
+        site.dies(point)
+    with site.daemon() as daemon:
+        cases = daemon.until({"F0-f01": "completed", "F1-f01": "completed"}, 300)
+    ran_once(site, list(keys_of(cases).values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", CANCELS)
+def test_the_daemon_is_killed_while_it_cancels(site: Site, point: Failpoint) -> None:
+    site.cluster.root("scontrol update partitionname=gpu state=down")
+    site.drop("G0")
+    with site.daemon(point) as daemon:
+        wait_until(lambda: len(live(site.cluster)) == 3, 120, "a chain")
+        wait_until(lambda: shown(site.config, "G0-f01")["submission"] == "standing", 60, "a standing chain")
+        key = daemon.cases()[0]["case_id"]
+        done = mqi(site.config, "cancel", "G0-f01")
+        assert done.returncode in (0, 1), done.stderr
+        wait_until(lambda: daemon.process.poll() is not None, 120, f"death at {point}")
+        assert daemon.process.returncode == -signal.SIGKILL
+    with site.daemon() as daemon:
+        daemon.until({"G0-f01": "cancelled"})
+        wait_until(lambda: not live(site.cluster), 60, "an empty queue")
+    site.cluster.root("scontrol update partitionname=gpu state=up")
+    assert not [row for row in rows(site.cluster, [key]) if "-beams" in row[1] and row[2] == "COMPLETED"]
 
 
 # The link breaks
