@@ -1,0 +1,1 @@
+"""Deterministic simulation: a whole installation and its cluster under one seed, hurt wherever it can be."""

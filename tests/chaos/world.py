@@ -1,0 +1,298 @@
+"""One run: a site, its cases and its faults from a seed, led to the end by the real orchestrator."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from mqi_hpc.core.effects import Scan
+from mqi_hpc.core.errors import ProcessingError
+from mqi_hpc.core.intake import ScanReport
+from mqi_hpc.core.interfaces import IUnit
+from mqi_hpc.core.models import CaseStatus, Task
+from mqi_hpc.core.polling import PollRhythm
+from mqi_hpc.core.requests import Request, Verb
+from mqi_hpc.domain.scans import Scans
+from mqi_hpc.domain.task_scheduler import over
+from mqi_hpc.services.history import read_history
+from mqi_hpc.services.intake_service import IntakeService
+from tests.chaos.befall import Befall
+from tests.chaos.faults import Fault, Schedule
+from tests.chaos.ledger import Ledger
+from tests.chaos.port import HurtCluster, Killed
+from tests.chaos.render import renderer
+from tests.chaos.store import QuickStore, Unit
+from tests.chaos.truth import CaseFolder
+from tests.support.simulation.clock import VirtualClock
+from tests.support.simulation.installation import Installation
+from tests.support.simulation.jobs import Request as SlurmRequest
+from tests.support.simulation.jobs import Site
+from tests.support.simulation.stages import Script
+
+MOST_TURNS = 30_000
+MOST_SECONDS = 20_000.0
+_RHYTHM = PollRhythm(least=10.0, most=60.0)
+_SCAN_SECONDS = 60.0
+_JUMP = 3600.0
+_AFTERMATH = 1000.0
+_OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
+
+
+class LocalClock:
+    """IClock of the workstation: its wall clock may jump, its monotonic clock does not."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
+        self.offset = 0.0
+
+    def now(self) -> float:
+        return self._clock.now() + self.offset
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a seed makes besides faults."""
+
+    site: Site
+    script: Script
+    folders: tuple[CaseFolder, ...]
+    gpu_count: int | None
+    max_concurrent_jobs: int | None
+
+
+def draw_setting(seed: int) -> Setting:
+    """Return the site and the cases of a seed."""
+    rng = random.Random(f"site of {seed}")
+    site = Site(
+        version=rng.choice(("22.05", "24.11", "26.05")),
+        accounting=rng.random() < 0.8,
+        accounting_lag=rng.choice((1.0, 5.0, 20.0)),
+        min_job_age=rng.choice((5.0, 60.0, 300.0)),
+        gpus={"g1": rng.choice((1, 4)), "g2": 2, "c1": 0},
+    )
+    seconds = {"interpret": rng.choice((4.0, 20.0)), "beams": rng.choice((10.0, 60.0)), "convert": 5.0}
+    folders = tuple(
+        CaseFolder(f"P{number:03d}", rng.randint(1, 4), rng.choice((0.0, 0.0, 20.0)))
+        for number in range(rng.randint(2, 4))
+    )
+    return Setting(site, Script(seconds=seconds), folders, rng.choice((None, 2, 4)), rng.choice((None, None, 2)))
+
+
+class World:
+    """A workstation and its cluster. `run` leads all cases to their end, whatever the schedule does."""
+
+    def __init__(self, seed: int, schedule: Schedule) -> None:
+        self.setting = setting = draw_setting(seed)
+        self.seed = seed
+        self.clock = VirtualClock()
+        self.local = LocalClock(self.clock)
+        self.ledger = Ledger()
+        self.store = QuickStore(clock=self.local)
+        self.store.before, self.store.after = self._before_commit, self._after_commit
+        self.cluster = HurtCluster(
+            self.clock, setting.site, setting.script, schedule, self.ledger, self._scanned
+        )
+        self.cluster.step_clock = self._step_clock
+        self.cluster.transfers.delivering = self._delivered
+        befall = Befall(self.cluster)
+        self.over_orders: list[Fault] = []
+        self.due_orders: list[Fault] = []
+        self._last = 0.0
+        for fault in schedule:
+            if fault.place == "cluster":
+                befall.plan(fault)
+                self._last = max(self._last, float(fault.at))
+            elif fault.place == "order" and fault.at:
+                self.clock.later(float(fault.at), lambda fault=fault: self.due_orders.append(fault))
+            elif fault.place == "order":
+                self.over_orders.append(fault)
+        self._orders = 0
+        self._kill_after = False
+        self.cut_short = ""
+        self.turns = 0
+        self.lives = 0
+        self.accepted: set[str] = set()
+        self._place_others()
+
+    # A whole run
+
+    def run(self) -> None:
+        """Lead the cases to their end."""
+        self._start()
+        while True:
+            if self._enough():
+                break
+            if self.turns >= MOST_TURNS or self.clock.monotonic() >= MOST_SECONDS:
+                self.cut_short = f"after {self.turns} turns, at {self.clock.monotonic():.0f} s"
+                break
+            self._turn()
+        # What was frozen goes on, and does no harm any more.
+        end = self.clock.monotonic() + _AFTERMATH
+        while not self.cut_short and self.clock.monotonic() < end:
+            self._aftermath(end)
+
+    def _turn(self) -> None:
+        self.turns += 1
+        try:
+            self._serve()
+            self.home.orchestrator.turn()
+            self.cluster.die_if_killed()
+        except Killed:
+            self._start()
+
+    def _aftermath(self, end: float) -> None:
+        wait = self.clock.next_due()
+        left = end - self.clock.monotonic()
+        self.clock.advance(left if wait is None or wait > left else wait)
+        self.cluster.killed = False
+        if self.unfinished():
+            self._turn()
+
+    def _start(self) -> None:
+        """Start a daemon on the store, as systemd does after it died; killed while it starts, once more."""
+        while True:
+            self.lives += 1
+            self.cluster.close()
+            self.cluster.killed = False
+            self.ledger.note(self.clock.monotonic(), "daemon", self.lives)
+            self.home = self._installed()
+            try:
+                for case_id in self.unfinished():
+                    self.home.orchestrator.process_case(case_id)
+            except Killed:
+                continue
+            return
+
+    def _installed(self) -> Installation:
+        setting = self.setting
+        home = Installation(
+            self.store,
+            self.cluster,
+            self.local,
+            renderer(setting.gpu_count),
+            gpu_count=setting.gpu_count,
+            max_concurrent_jobs=setting.max_concurrent_jobs,
+            rhythm=_RHYTHM,
+            seed=self.seed * 1000 + self.lives,
+        )
+        intake = IntakeService(self.store, home.cases, self.local, site="site")
+        home.orchestrator._scans = Scans(
+            self.store,
+            intake,
+            self.cluster,
+            self.local,
+            interval=_SCAN_SECONDS,
+            stirred=lambda: False,
+            tell=lambda _, __: None,
+        )
+        return home
+
+    def unfinished(self) -> list[str]:
+        """Return the cases that a daemon takes in hand when it starts."""
+        with self.store.transaction(write=False) as unit:
+            return [
+                case.case_id
+                for case in unit.cases.all()
+                if case.status in _OPEN or not over(read_history(unit, case.case_id))
+            ]
+
+    def _enough(self) -> bool:
+        if self.home.scheduler.cases or len(self.store.cases) < len(self.setting.folders):
+            return False
+        if self.due_orders or self._now() < self._last:
+            return False
+        if self.over_orders:
+            self.due_orders.append(self.over_orders.pop(0))
+            return False
+        return not self.unfinished()
+
+    def _now(self) -> float:
+        return self.clock.monotonic()
+
+    # Orders
+
+    def _serve(self) -> None:
+        while self.due_orders:
+            fault = self.due_orders.pop(0)
+            if self._order(fault):
+                self.cluster.struck(fault)
+
+    def _order(self, fault: Fault) -> bool:
+        cases = sorted(self.store.cases)
+        if not cases:
+            return False
+        ended = [key for key in cases if self.store.cases[key].status not in (*_OPEN, CaseStatus.COMPLETED)]
+        chosen = ended if fault.at == 0 and fault.kind != "cancel" and ended else cases
+        key = chosen[fault.amount % len(chosen)]
+        self._orders += 1
+        request = Request(
+            request_id=f"r{self._orders}", verb=Verb(fault.kind), case_id=key, who="ann", reason="chaos"
+        )
+        try:
+            said = self.home.orders.carry_out(request)
+            self.home.orchestrator.process_case(key)
+        except ProcessingError as error:
+            self.ledger.note(self._now(), "refused", fault, key, error.what)
+            return False
+        self.ledger.note(self._now(), "order", fault.kind, key, said)
+        if fault.kind == "cancel":
+            self.ledger.hurt(key, "a person cancelled it")
+        return True
+
+    # Hooks
+
+    def _scanned(self, effect: Scan) -> ScanReport:
+        known = {seen.folder for seen in effect.known}
+        here = [one for one in self.setting.folders if one.at <= self._now() and one.path not in known]
+        return ScanReport(read=tuple(one.read() for one in here))
+
+    def _step_clock(self, hours: int) -> None:
+        self.local.offset += (hours - 12) * _JUMP
+
+    def _before_commit(self, unit: Unit) -> None:
+        self._silent_changes(unit)
+        faults = {fault.kind: fault.amount for fault in self.cluster.take("commit")}
+        if "before" in faults:
+            self.cluster.kill(with_children=bool(faults["before"] % 2))
+            raise Killed
+        if "frozen" in faults:
+            self.cluster.stand_still(float(faults["frozen"]))
+        self._kill_after = "after" in faults
+
+    def _after_commit(self) -> None:
+        if self._kill_after:
+            self._kill_after = False
+            self.cluster.kill(with_children=False)
+            raise Killed
+
+    def _silent_changes(self, unit: Unit) -> None:
+        """A task that had ended changes by an order, told of in the same transaction, or not at all."""
+        for before, after in unit.changed:
+            if before is None or not before.status.terminal or before.status is after.status:
+                continue
+            if not any(after.task_id in body for _, _, _, body in unit.new_events):
+                text = f"{after.task_id} went from {before.status} to {after.status} without a word"
+                self.ledger.broken(self._now(), text)
+
+    def _delivered(self, effect: object, name: str, content: bytes) -> None:
+        self.ledger.delivered[name] = content
+        self.ledger.note(self._now(), "delivered", name, content)
+
+    def _place_others(self) -> None:
+        """Jobs of others, and of another installation of ours, which nobody here may touch."""
+        for name in ("train", "mqi-i2-abcdefghijkl-j01-beams"):
+            self.cluster.slurm.sbatch(SlurmRequest(name=name, partition="gpu", gpus=1))
+        self.clock.later(30.0, lambda: self._another("train"))
+        self.clock.later(90.0, lambda: self._another("mqi-i2-abcdefghijkl-j01-beams"))
+
+    def _another(self, name: str) -> None:
+        if self.cluster.slurm.up:
+            self.cluster.slurm.sbatch(SlurmRequest(name=name, partition="gpu", gpus=1))
+
+
+def tasks_of(unit: IUnit, case_id: str) -> list[Task]:
+    """Return every task of a case, j01 first."""
+    return [task for job in unit.jobs.of_case(case_id) for task in unit.jobs.tasks(job.job_id)]
