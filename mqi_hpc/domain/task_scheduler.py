@@ -18,7 +18,7 @@ _Order = tuple[int, float, str]
 
 @dataclass(frozen=True, slots=True)
 class _InHand:
-    """What counts of a case until something of it changes. `begun`: it is in flight.
+    """What counts of a case until something of it changes. `begun`: it is in flight; `holds`: GPU slots.
 
     `retries` are the tasks that are to be retried by themselves, now where `may_retry`.
     """
@@ -26,6 +26,7 @@ class _InHand:
     order: _Order
     task: Task | None
     begun: bool
+    holds: bool = False
     retries: tuple[Task, ...] = ()
     may_retry: bool = False
 
@@ -76,7 +77,8 @@ class TaskScheduler:
             if task is None or task.task_id in self._begun:
                 continue
             head = task.type in STAGE_OF
-            if (head and slots_wanted) or not (entry.begun or room):
+            # What is submitted again holds its slots still: who waits for slots may be waiting for it.
+            if (head and slots_wanted and not entry.holds) or not (entry.begun or room):
                 continue
             if now < self._not_before.get(task.task_id, now):
                 # Who waits for slots is not overtaken: a small job would starve a large one.
@@ -174,6 +176,7 @@ def _in_hand(unit: IUnit, case_id: str) -> _InHand | None:
         order,
         next_task(job, tasks, siblings_live=siblings_live(history)),
         begun=_is_begun(job, tasks) and not _ended(history),
+        holds=job.job_id in unit.resources.holdings(),
         retries=retries,
         may_retry=bool(retries) and may_begin(history),
     )

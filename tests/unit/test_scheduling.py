@@ -123,6 +123,21 @@ def test_a_small_case_does_not_overtake_one_that_waits_for_slots(floor: Floor) -
     ]
 
 
+def test_what_is_submitted_again_is_not_held_up_by_who_waits_for_its_slots(floor: Floor) -> None:
+    # Found by ./dev chaos: each waited for the other, for ever.
+    floor = limited(floor, gpu_count=2)
+    small, large = floor.more(1, beams=1)[0], floor.more(2, beams=2)[1]
+    floor.take(large)
+    floor.sim.link.cut_submit = "sbatch beams"
+    floor.until(lambda: bool(floor.port.of(Submit)))
+    floor.take(small)
+    floor.home.orders.prioritise(small.case_id, 5)
+    floor.until(lambda: all_are(floor, "completed"))
+    assert [effect.case_id for effect in floor.port.of(Submit)] == [
+        case.case_id for case in (large, large, small)
+    ]
+
+
 def test_a_case_without_a_job_gives_nothing_to_do(floor: Floor) -> None:
     with floor.bed.store.transaction() as unit:
         unit.cases.put(floor.case)
