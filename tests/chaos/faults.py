@@ -34,6 +34,7 @@ NO_SENSE = {
     (COMMIT, "stale"): "the store is local, and its lock with it",
     (COMMIT, "twice"): "a second process is refused by the lock (tests/unit/test_lifecycle.py)",
     ("cancel", "stale"): "scancel reads no file",
+    ("download", "stale"): "a look has seen the files; a name that a host has never asked for is not cached",
     ("scan", "stale"): "the case folders are read as they are; that they grow is intake's (test_scanner.py)",
     ("scan", "before"): "a scan does not leave the workstation: it does not fail on the way",
     ("scan", "lost"): "the same",

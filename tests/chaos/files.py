@@ -25,6 +25,7 @@ class WatchedFiles(FileSystem):
         self.ledger = ledger
         self.own: str | None = None
         self.versions: dict[str, list[_Version]] = {}
+        self.folders: dict[str, float] = {}
 
     def write(self, path: str, content: bytes | Stored) -> None:
         before = self.stat(path)
@@ -46,8 +47,18 @@ class WatchedFiles(FileSystem):
         if stored_itself is not None:
             self._born(new, stored_itself)
 
+    def make_folder(self, path: str) -> None:
+        super().make_folder(path)
+        self._folder_born(path)
+
     def _born(self, path: str, stored: Stored) -> None:
         self.versions.setdefault(path, []).append((self.clock.monotonic(), stored))
+        self._folder_born(dirname(path))
+
+    def _folder_born(self, path: str) -> None:
+        while path not in self.folders and len(path) > 1:
+            self.folders[path] = self.clock.monotonic()
+            path = dirname(path)
 
 
 class StaleView(FileSystem):
@@ -65,10 +76,13 @@ class StaleView(FileSystem):
         self._hides = hides
 
     def exists(self, path: str) -> bool:
-        return self.stat(path) is not None or self._files.is_folder(path)
+        return self.stat(path) is not None or self.is_folder(path)
 
     def is_folder(self, path: str) -> bool:
-        return self._files.is_folder(path)
+        there = self._files.is_folder(path)
+        if not there or not self._hides(path):
+            return there
+        return self._files.folders.get(path, 0.0) <= self._files.clock.monotonic() - self._lag
 
     def stat(self, path: str) -> Stored | None:
         now = self._files.stat(path)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mqi_hpc.core.effects import Download, ResultFile, Upload
-from mqi_hpc.core.errors import ConnectionError, IntegrityError
+from mqi_hpc.core.errors import ConnectionError, IntegrityError, MQIError
 from mqi_hpc.infrastructure.executors.files import check_own
 from mqi_hpc.infrastructure.executors.upload import INPUT, JOB_FOLDERS
 from mqi_hpc.records.layout import MANIFEST
@@ -48,7 +48,7 @@ class HurtTransfers(Transfers):
         self.cut = True
         try:
             self.upload(effect)
-        except ConnectionError:
+        except (MQIError, OSError):
             return
         finally:
             self.cut = False
@@ -110,6 +110,7 @@ class HurtTransfers(Transfers):
         came = stored.content
         if self.flip:
             self.flip = False
+            self._ledger.hurt(effect.case_id, "bits of a result flipped on their way")
             came = bytes([came[0] ^ 1]) + came[1:]
         if not self.is_whole(came, stored, result):
             raise IntegrityError(f"result {result.remote} is not what its record says", where=path)
