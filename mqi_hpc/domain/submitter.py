@@ -58,7 +58,8 @@ def apply_submit(work: OpenJob, effect: Submit, completion: Completion) -> tuple
     """Bring a job in line with what its submit.sh said.
 
     Returns whether to try again, and what to cancel. Only a submission that is known not to have happened
-    is tried again; an ambiguous one is held.
+    is tried again; an ambiguous one is held. An answer that comes when a look has found the chain standing
+    tells nothing: its tasks may have been judged since, and a verdict is kept.
     """
     if work.job.submit_state is not SubmitState.SUBMITTING:
         # A look was faster: what it found stands, and what has been judged since.

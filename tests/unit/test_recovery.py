@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -475,3 +476,22 @@ def test_sweeps_end_a_day_after_the_last_look_and_none_are_made_where_nothing_wa
     looks = len(floor.port.of(Observe))
     pass_time(floor, 10_000)
     assert len(floor.port.of(Observe)) == looks
+
+
+def test_an_answer_that_comes_when_all_is_over_changes_nothing(floor: Floor, monkeypatch: Any) -> None:
+    # Found by ./dev chaos: a case that had ended was queued again, for ever.
+    late: list[Completion] = []
+    ask = floor.port.completions
+
+    def without_answers(timeout: float) -> list[Completion]:
+        found = ask(timeout)
+        late.extend(one for one in found if isinstance(one.effect, Submit))
+        return [one for one in found if one not in late]
+
+    monkeypatch.setattr(floor.port, "completions", without_answers)
+    floor.take()
+    floor.until("completed")
+    before = floor.tasks()
+    monkeypatch.setattr(floor.port, "completions", lambda _: late)
+    floor.home.orchestrator.turn()
+    assert (floor.report().status, floor.tasks()) == ("completed", before)
