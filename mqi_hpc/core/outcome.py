@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mqi_hpc.core.models import CaseStatus, JobStatus, Task, TaskStatus, TaskType
+from mqi_hpc.records.result import ConvertRecord, decode_record
+
+
+def left_out(tasks: Sequence[Task]) -> Mapping[int, str]:
+    """Return the done beams that a done convert made no RT Dose of: why not, by array index.
+
+    `tasks` are those that count (`resubmit.current_tasks`). A dose may have been damaged after its record, or
+    its record may have come when convert had looked.
+    """
+    done = [t.index for t in tasks if t.type is TaskType.BEAM_CALC and t.status is TaskStatus.COMPLETED]
+    convert = next((task for task in tasks if task.type is TaskType.CONVERT), None)
+    if convert is None or convert.status is not TaskStatus.COMPLETED or convert.record is None:
+        return {}
+    record = decode_record(convert.record)
+    missing = record.missing if isinstance(record, ConvertRecord) else {}
+    return {index: missing[str(index)] for index in done if str(index) in missing}
 
 
 def case_status(tasks: Sequence[Task]) -> CaseStatus:
     """Return the status of a case with `tasks`, those that count (`resubmit.current_tasks`).
 
     Nothing begun: queued. Anything live or to be retried: processing. All beams done (or accepted) and
-    delivered: completed. Some done: partial. All cancelled: cancelled. Else failed. A suspect or lost task
-    has ended; it is not done.
+    delivered: completed. Some done, or all and one of them not converted: partial. All cancelled: cancelled.
+    Else failed. A suspect or lost task has ended; it is not done.
     """
     if any(task.retry is not None for task in tasks):
         return CaseStatus.PROCESSING
@@ -29,7 +45,8 @@ def _status(tasks: Sequence[Task]) -> CaseStatus:
     rest = [task.status for task in tasks if task.type is not TaskType.BEAM_CALC]
     if done:
         delivered = all(status is TaskStatus.COMPLETED for status in rest)
-        return CaseStatus.COMPLETED if delivered and len(done) == len(beams) else CaseStatus.PARTIAL
+        whole = delivered and len(done) == len(beams) and not left_out(tasks)
+        return CaseStatus.COMPLETED if whole else CaseStatus.PARTIAL
     if beams and all(status is TaskStatus.CANCELLED for status in beams):
         return CaseStatus.CANCELLED
     return CaseStatus.FAILED

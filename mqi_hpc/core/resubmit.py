@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import STAGE_OF, STAGES, Case, Job, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.outcome import left_out
 from mqi_hpc.core.pruning import require_remote
 
 _UNSENT = frozenset({SubmitState.PLANNED, SubmitState.UPLOADED})
@@ -136,13 +137,15 @@ def _chosen(case: Case, history: History, numbers: Sequence[int] | None) -> set[
             if (found := history.beam(beam.index)) is not None and _again(found[1])
         }
     known = {beam.number: beam.index for beam in case.beams}
+    left = left_out(current_tasks(history))
     for number in numbers:
         if number not in known:
             raise ProcessingError(
                 f"{case.label} has no beam {number}; its beams: {', '.join(map(str, known))}"
             )
         found = history.beam(known[number])
-        if found is not None and not _again(found[1]):
+        # A done beam that convert left out may have a damaged dose: who names it may have it computed again.
+        if found is not None and not _again(found[1]) and known[number] not in left:
             state = "done" if found[1].status.terminal else "not ended yet"
             raise ProcessingError(
                 f"{case.label}: beam {number} is {state}, nothing of it is computed again",
@@ -163,7 +166,7 @@ def _convert_plan(case: Case, history: History, *, convert_only: bool) -> JobPla
             else f"{case.label}: no beam has failed, there is nothing to resubmit",
             fix="`mqi-hpc show` tells how it stands",
         )
-    if convert is not None and (not convert[1].status.terminal or _all_converted(convert[1], convert_only)):
+    if convert is not None and (not convert[1].status.terminal or _all_converted(history, convert[1], convert_only)):
         if not convert[1].status.terminal:
             raise ProcessingError(
                 f"{case.label}: {convert[0].name} has not ended yet, there is nothing to resubmit",
@@ -190,9 +193,10 @@ def _interpreted(history: History) -> str | None:
     return found[0].name if found[1].record is not None else None
 
 
-def _all_converted(convert: Task, convert_only: bool) -> bool:
+def _all_converted(history: History, convert: Task, convert_only: bool) -> bool:
     # A person who asks for convert alone knows of a dose that the last one did not take.
-    return convert.status is TaskStatus.COMPLETED and not convert_only
+    done = convert.status is TaskStatus.COMPLETED and not convert_only
+    return done and not left_out(current_tasks(history))
 
 
 def _sources(case: Case, history: History, chosen: set[int]) -> dict[int, str]:

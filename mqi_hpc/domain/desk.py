@@ -13,7 +13,7 @@ from mqi_hpc.core.causes import Cause, Retry
 from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.interfaces import IClock, IStore, IUnit
 from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus, TaskType
-from mqi_hpc.core.outcome import case_status
+from mqi_hpc.core.outcome import case_status, left_out
 from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.core.retry_causes import RetryTable, decide
 from mqi_hpc.core.retry_plan import promise
@@ -208,9 +208,12 @@ def attention_of(case: Case, history: History) -> str | None:
     newest = history.jobs[-1]
     if newest.submit_state is SubmitState.AMBIGUOUS:
         return newest.refusal or "whether the chain was submitted is not known"
-    for task in current_tasks(history):
+    current = current_tasks(history)
+    for task in current:
         if task.status in (TaskStatus.SUSPECT, TaskStatus.LOST) or task.phase in ATTENTION_PHASES:
             return f"{task.type} {task.index}: {task.phase}{f': {task.detail}' if task.detail else ''}"
+    for index, why in left_out(current).items():
+        return f"beam {case.beams[index].number} is done, and convert made no RT Dose of it: {why}"
     if TWIN in case.metadata:
         return (
             f"its files bear the names of {case.metadata[TWIN]}'s, with other bytes: which of them are right?"

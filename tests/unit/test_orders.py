@@ -165,6 +165,25 @@ def test_nothing_is_converted_where_nothing_is_done(floor: Floor) -> None:
     assert "no beam is done, there is nothing to convert" in refused(floor, Verb.RESUBMIT, convert_only=True)
 
 
+def test_a_done_beam_whose_dose_convert_refuses_leaves_the_case_partial(floor: Floor) -> None:
+    # Found by ./dev chaos: such a case was "completed", and its dose never came home.
+    number = numbers(floor)[1]
+    floor.sim.script.seconds["convert"] = 100.0
+    floor.take()
+    floor.until(lambda: floor.beams() == ["done"] * 3)
+    folder = f"{floor.bed.case_folder}/j01/dose/beam_{number}"
+    (dose,) = (path for path, _ in floor.sim.files.walk(folder) if path.endswith(".raw"))
+    floor.bed.remove(f"{folder}/{dose}")
+    report = floor.until("partial")
+    assert f"beam {number} is done, and convert made no RT Dose of it" in (report.attention or "")
+    assert len(report.results) == 2
+    assert "j02: convert;" in floor.order(Verb.RESUBMIT)
+    floor.until(lambda: floor.report().job == "j02" and floor.report().status == "partial")
+    assert f"j03: beams, convert for beam {number}" in floor.order(Verb.RESUBMIT, beams=(number,))
+    report = floor.until("completed")
+    assert (report.attention, len(report.results)) == (None, 3)
+
+
 def test_a_submission_in_doubt_is_not_resubmitted(floor: Floor) -> None:
     floor.take()
     floor.until(lambda: floor.jobs()[0].submit_state is SubmitState.UPLOADED)

@@ -24,6 +24,7 @@ from tests.support.bench import make_case
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CASE = make_case(3)
+GOOD = (TaskStatus.COMPLETED, TaskStatus.SUSPECT)
 STATUS = st.sampled_from(TaskStatus)
 
 
@@ -49,7 +50,8 @@ def tasks(of: Job, kinds: dict[TaskType, TaskStatus], beams: dict[int, TaskStatu
             type=kind,
             status=status,
             index=index,
-            record="a record" if status in (TaskStatus.COMPLETED, TaskStatus.SUSPECT) else None,
+            # That of convert is read: it has a test of its own.
+            record="a record" if kind is not TaskType.CONVERT and status in GOOD else None,
         )
 
     once = [task(kind, 0, status) for kind, status in kinds.items()]
