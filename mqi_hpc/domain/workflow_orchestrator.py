@@ -196,7 +196,8 @@ class WorkflowOrchestrator:
         now = self._clock.monotonic()
         waits = [_IDLE_SECONDS]
         if self.outage.active:
-            if (due := self.outage.wait(now)) is not None:
+            # Due, and nothing was there to try it with: what comes up is seen at the next turn.
+            if due := self.outage.wait(now):
                 waits.append(due)
         else:
             if (due := self.polls.wait()) is not None:

@@ -138,6 +138,20 @@ def test_what_is_submitted_again_is_not_held_up_by_who_waits_for_its_slots(floor
     ]
 
 
+def test_an_outage_with_nothing_to_try_it_with_does_not_spin(floor: Floor) -> None:
+    # Found by ./dev chaos: a hundred turns a second while the only upload waited for disk space.
+    floor.sim.files.free_bytes = 0
+    floor.take()
+    floor.until(lambda: len(floor.port.of(Upload)) == 6)
+    floor.sim.link.down = True
+    floor.until(lambda: floor.home.orchestrator.outage.active)
+    began, turns = floor.bed.clock.monotonic(), 0
+    while floor.bed.clock.monotonic() < began + 30.0:
+        floor.home.orchestrator.turn()
+        turns += 1
+    assert turns < 60
+
+
 def test_a_case_without_a_job_gives_nothing_to_do(floor: Floor) -> None:
     with floor.bed.store.transaction() as unit:
         unit.cases.put(floor.case)
