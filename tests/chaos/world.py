@@ -12,6 +12,7 @@ from mqi_hpc.core.interfaces import IUnit
 from mqi_hpc.core.models import CaseStatus, Task
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
+from mqi_hpc.domain.recovery import MOST_RERUNS
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.task_scheduler import over
 from mqi_hpc.services.history import read_history
@@ -35,6 +36,8 @@ _RHYTHM = PollRhythm(least=10.0, most=60.0)
 _SCAN_SECONDS = 60.0
 _JUMP = 3600.0
 _AFTERMATH = 1000.0
+_PATIENCE = 5000.0
+"""When (s) a person cancels what asks for attention still: every fault has healed long ago."""
 _OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
 
 
@@ -110,6 +113,7 @@ class World:
             elif fault.place == "order":
                 self.over_orders.append(fault)
         self._orders = 0
+        self._given_up: set[str] = set()
         self._kill_after = False
         self.cut_short = ""
         self.turns = 0
@@ -125,6 +129,8 @@ class World:
         while True:
             if self._enough():
                 break
+            if self._now() > _PATIENCE:
+                self._give_up()
             if self.turns >= MOST_TURNS or self.clock.monotonic() >= MOST_SECONDS:
                 self.cut_short = f"after {self.turns} turns, at {self.clock.monotonic():.0f} s"
                 break
@@ -237,10 +243,28 @@ class World:
         except ProcessingError as error:
             self.ledger.note(self._now(), "refused", fault, key, error.what)
             return False
+        except Killed:
+            self._ordered(fault, key, "and killed")
+            raise
+        self._ordered(fault, key, said)
+        return True
+
+    def _ordered(self, fault: Fault, key: str, said: str) -> None:
         self.ledger.note(self._now(), "order", fault.kind, key, said)
         if fault.kind == "cancel":
             self.ledger.hurt(key, "a person cancelled it")
-        return True
+
+    def _give_up(self) -> None:
+        """What waits for a person, long after all is well again, is cancelled by one."""
+        for key in self.unfinished():
+            attention = self.store.cases[key].attention
+            if attention and key not in self._given_up:
+                self._given_up.add(key)
+                if not self.ledger.harm.get(key) and self.ledger.patience[key] < MOST_RERUNS:
+                    text = f"{self.store.cases[key].label} waits for a person, and nothing befell it: {attention}"
+                    self.ledger.broken(self._now(), text)
+                number = sorted(self.store.cases).index(key)
+                self.due_orders.append(Fault("order", "cancel", 1, number))
 
     # Hooks
 
