@@ -6,6 +6,7 @@ from collections.abc import Callable
 from posixpath import dirname
 
 from mqi_hpc.records import layout
+from mqi_hpc.records.manifest import parse_manifest
 from tests.chaos.ledger import Ledger
 from tests.support.simulation.clock import VirtualClock
 from tests.support.simulation.filesystem import FileSystem, Stored
@@ -35,12 +36,19 @@ class WatchedFiles(FileSystem):
         self._born(path, now)
         name = path.rpartition("/")[2]
         if before is not None and before != now and name.startswith(("receipt.", "claim.", layout.RECORD)):
-            self.ledger.broken(self.clock.monotonic(), f"{path} was replaced: the first writer wins, for ever")
+            self.ledger.broken(
+                self.clock.monotonic(), f"{path} was replaced: the first writer wins, for ever"
+            )
         if self.own is not None and not path.startswith(f"{self.own}/"):
-            self.ledger.broken(self.clock.monotonic(), f"{path} was written by a job whose folder is {self.own}")
+            self.ledger.broken(
+                self.clock.monotonic(), f"{path} was written by a job whose folder is {self.own}"
+            )
 
     def rename(self, old: str, new: str) -> None:
         super().rename(old, new)
+        if self.exists(f"{new}/{layout.MANIFEST}") and (wrong := unlike(self, new)) is not None:
+            text = f"{new} stands under its name, and {wrong} is not what its manifest says"
+            self.ledger.broken(self.clock.monotonic(), text)
         for below, stored in self.walk(new):
             self._born(f"{new}/{below}", stored)
         stored_itself = self.stat(new)
@@ -112,6 +120,16 @@ class StaleView(FileSystem):
 
     def remove(self, path: str) -> None:
         self._files.remove(path)
+
+
+def unlike(files: FileSystem, folder: str) -> str | None:
+    """Return a file of a folder that is not what its manifest says, None where all are."""
+    digests = parse_manifest((files.read(f"{folder}/{layout.MANIFEST}") or b"").decode())
+    for name, sha256 in digests.items():
+        stored = files.stat(f"{folder}/{name}")
+        if stored is None or stored.sha256 != sha256:
+            return name
+    return None if digests else layout.MANIFEST
 
 
 def place_of(folder: str) -> tuple[str, str]:

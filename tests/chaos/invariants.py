@@ -81,9 +81,7 @@ def _right_beam(world: World, case: Case) -> Iterator[str]:
                     yield f"wrong beam: {key} {job}: array index {index} was beam {number}"
 
 
-def _done_is_verified(
-    world: World, case: Case, jobs: tuple[Job, ...], tasks: list[Task]
-) -> Iterator[str]:
+def _done_is_verified(world: World, case: Case, jobs: tuple[Job, ...], tasks: list[Task]) -> Iterator[str]:
     names = {job.job_id: job.name for job in jobs}
     for task in tasks:
         if task.status is not TaskStatus.COMPLETED or task.type not in STAGE_OF:

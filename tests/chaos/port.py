@@ -41,6 +41,8 @@ PLACE: dict[type[Effect], str] = {
 }  # fmt: skip
 _PATIENCE = {"upload": 600.0, "submit": LIFE, "observe": 120.0, "cancel": 120.0, "download": 600.0}
 """How long (s) the daemon waits for an effect before it calls it an outage."""
+SUBMIT_SECONDS = 300.0
+"""How long (s) a submit.sh may live, as the daemon of the simulation is told."""
 _FOREIGN_SECONDS = 200.0
 
 
@@ -78,6 +80,7 @@ class _Flight:
         if not self.heard and self.session == self.port.session:
             self.heard = True
             self.port.done.append(completion)
+            self.port.heard(completion)
 
     def outage(self, error: str, *, uncertain: bool) -> Completion:
         """Return the completion that an outage makes."""
@@ -102,6 +105,10 @@ class HurtCluster(SimulatedCluster):
         self.session = 0
         self.done: list[Completion] = []
         self.killed = False
+        self.in_transaction: Callable[[], bool] = lambda: False
+        self.saw_queue: bool | None = None
+        self._unsure: dict[str, float] = {}
+        self._sent: dict[str, _Flight] = {}
         self.step_clock: Callable[[int], None] = lambda _: None
         self.looks: list[tuple[int, float]] = []
         self._schedule: dict[tuple[str, int], list[Fault]] = {}
@@ -159,6 +166,10 @@ class HurtCluster(SimulatedCluster):
         if isinstance(effect, Observe):
             self.looks.append((self.session, self.clock.monotonic()))
         flight = _Flight(self, effect, {fault.kind: fault.amount for fault in self.take(place)})
+        if self.in_transaction():
+            self._broken(f"sent before its intent was committed: {place}")
+        if isinstance(effect, Submit):
+            self._submitting(effect, flight)
         if place == "submit" and flight.faults:
             self.ledger.patience[effect.case_id] += 1  # type: ignore[union-attr]
         self._later(self.link.seconds[type(effect)], self._arrive, flight)
@@ -177,9 +188,15 @@ class HurtCluster(SimulatedCluster):
             self.clock.advance(wait)
         self.die_if_killed()
         done, self.done = self.done, []
+        one = done[0] if len(done) == 1 else None
+        looked = one is not None and isinstance(one.effect, Observe) and one.error is None
+        self.saw_queue = " END squeue 0\n" in one.output if one is not None and looked else None
         return done
 
     def close(self) -> None:
+        for job_id in self._sent:
+            self._unsure[job_id] = self.clock.monotonic()
+        self._sent.clear()
         self.session += 1
         self.done.clear()
 
@@ -188,6 +205,25 @@ class HurtCluster(SimulatedCluster):
         if self.killed:
             self.killed = False
             raise Killed
+
+    # What is asked of every submission
+
+    def _submitting(self, effect: Submit, flight: _Flight) -> None:
+        """While a run of submit.sh may be alive, no other is started on purpose."""
+        ago = self.clock.monotonic() - self._unsure.pop(effect.job_id, -1e9)
+        if ago < SUBMIT_SECONDS:
+            self._broken(f"submitted blindly: {effect.job_id} {ago:.0f} s after a run of unknown fate")
+        self._sent[effect.job_id] = flight
+
+    def heard(self, completion: Completion) -> None:
+        """Note what the daemon is told of a submission."""
+        if isinstance(completion.effect, Submit):
+            self._sent.pop(completion.effect.job_id, None)
+            if completion.uncertain:
+                self._unsure[completion.effect.job_id] = self.clock.monotonic()
+
+    def _broken(self, text: str) -> None:
+        self.ledger.broken(self.clock.monotonic(), text)
 
     # An effect's way
 

@@ -132,4 +132,3 @@ def _between(inner: Program, frozen: int, *, cut: bool) -> Generator[float, None
                 inner.throw(asked)
             except StopIteration as stop:
                 return int(stop.value)
-

@@ -22,8 +22,10 @@ def case_of(job: SlurmJob) -> str | None:
 
 
 class HurtSlurm(Slurm):
-    """A cluster that can be hurt. `caller` is the head's name of the submit.sh at work; `deaf` makes the next
-    sbatch or release act and say that it failed."""
+    """A cluster that can be hurt. `caller` is the head's name of the submit.sh at work, `run` its number, 0: none.
+
+    `deaf` makes the next sbatch or release act and say that it failed.
+    """
 
     def __init__(
         self,
@@ -37,6 +39,8 @@ class HurtSlurm(Slurm):
         self._ledger = ledger
         self.restarts: dict[tuple[int, int | None], int] = {}
         self.caller = ""
+        self.run = 0
+        self._by_run: dict[tuple[int, str], int] = {}
         self.deaf = False
 
     # Commands
@@ -44,6 +48,11 @@ class HurtSlurm(Slurm):
     def sbatch(self, request: Request) -> int:
         job_id = super().sbatch(request)
         now = self._clock.monotonic()
+        if self.run:
+            times = self._by_run[self.run, request.name] = self._by_run.get((self.run, request.name), 0) + 1
+            if times > 1:
+                text = f"sbatch was repeated blindly: {request.name}, {times} times by one submit.sh"
+                self._ledger.broken(now, text)
         self._ledger.accepted.setdefault(request.name, []).append((now, job_id))
         self._ledger.note(now, "sbatch", request.name, job_id, request.waits)
         self._lose("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
@@ -75,8 +84,10 @@ class HurtSlurm(Slurm):
     def crash(self, lost: float) -> None:
         then = self._clock.now() - lost
         for job in self.jobs.values():
-            touched = job.submit > then or job.released > then or any(
-                (one.start or 0.0) > then or (one.end or 0.0) > then for one in job.elements.values()
+            touched = (
+                job.submit > then
+                or job.released > then
+                or any((one.start or 0.0) > then or (one.end or 0.0) > then for one in job.elements.values())
             )
             key = case_of(job)
             if touched and key is not None:

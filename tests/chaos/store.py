@@ -209,7 +209,7 @@ class QuickStore:
         self.clock = clock or Clock()
         self.before: Callable[[Unit], None] = lambda _: None
         self.after: Callable[[], None] = lambda: None
-        self._open = False
+        self.open = False
         self.cases: dict[str, Case] = {}
         self.jobs: dict[str, Job] = {}
         self.jobs_of: dict[str, dict[str, str]] = {}
@@ -223,9 +223,9 @@ class QuickStore:
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Unit]:
         """Open a transaction: what is put in it stands together, or not at all."""
-        if self._open:
+        if self.open:
             raise StateError("a transaction within a transaction")
-        self._open = True
+        self.open = True
         unit = Unit(self, write=write)
         try:
             yield unit
@@ -235,7 +235,7 @@ class QuickStore:
             unit.undo()
             raise
         finally:
-            self._open = False
+            self.open = False
             unit.ended = True
         if write:
             self.after()

@@ -45,6 +45,7 @@ class OneRun:
     steps: Run = field(init=False)
     dies: bool = False
     deaf: bool = False
+    number: int = 0
 
     def __post_init__(self) -> None:
         self.steps = self.script.run()
@@ -68,7 +69,7 @@ class Submissions:
         self._take = take
         self._kill = kill
         self._script = script
-        self._strays = 0
+        self._runs = 0
 
     def begin(
         self,
@@ -80,7 +81,8 @@ class Submissions:
         after: float = 0.0,
     ) -> None:
         """Start a run whose host's cache is `lag` seconds old; `alive` says whether its session lives."""
-        run = OneRun(self._made(effect, lag), answer, effect, alive)
+        self._runs += 1
+        run = OneRun(self._made(effect, lag), answer, effect, alive, number=self._runs)
         self._clock.later(after, lambda: self._step(run))
 
     def stray(self, effect: Submit, after: float) -> None:
@@ -108,7 +110,7 @@ class Submissions:
             run.steps.close()
             return
         self._slurm.caller, self._slurm.deaf = _head(run.effect, self._files), run.deaf
-        run.deaf = False
+        self._slurm.run, run.deaf = run.number, False
         try:
             step = next(run.steps)
         except StopIteration as ended:
@@ -118,7 +120,7 @@ class Submissions:
             _lost(run, str(error))
             return
         finally:
-            self._slurm.caller, self._slurm.deaf = "", False
+            self._slurm.caller, self._slurm.run, self._slurm.deaf = "", 0, False
         if run.dies:
             run.steps.close()
             _lost(run, "submit.sh was killed")
@@ -146,7 +148,6 @@ class Submissions:
         elif fault.kind == "stale":
             run.script.files = StaleView(self._files, fault.amount)
         elif fault.kind == "twice":
-            self._strays += 1
             self.stray(run.effect, fault.amount % 3 * STEP_SECONDS)
         return 0.0
 

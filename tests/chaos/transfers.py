@@ -11,10 +11,10 @@ from mqi_hpc.core.errors import ConnectionError, IntegrityError, MQIError
 from mqi_hpc.infrastructure.executors.files import check_own
 from mqi_hpc.infrastructure.executors.upload import INPUT, JOB_FOLDERS
 from mqi_hpc.records.layout import MANIFEST
-from mqi_hpc.records.manifest import format_manifest, parse_manifest
-from tests.chaos.files import StaleView, WatchedFiles
+from mqi_hpc.records.manifest import format_manifest
+from tests.chaos.files import StaleView, WatchedFiles, unlike
 from tests.chaos.ledger import Ledger
-from tests.support.simulation.filesystem import FileSystem, Stored
+from tests.support.simulation.filesystem import Stored
 from tests.support.simulation.transfers import Transfers
 
 
@@ -36,9 +36,7 @@ class HurtTransfers(Transfers):
 
     def stale(self, lag: float) -> HurtTransfers:
         """Return the same transfers by a host whose cache is `lag` seconds old."""
-        other = HurtTransfers(
-            self._watched, self._ledger, workspace=self._workspace, instance=self._instance
-        )
+        other = HurtTransfers(self._watched, self._ledger, workspace=self._workspace, instance=self._instance)
         other._files = StaleView(self._watched, lag)
         other.delivering, other.home = self.delivering, self.home
         return other
@@ -65,7 +63,6 @@ class HurtTransfers(Transfers):
             for name in JOB_FOLDERS:
                 self._files.make_folder(f"{temporary}/{name}")
         self._settle(temporary, folder)
-        self._look(folder)
 
     def _settle(self, temporary: str, folder: str) -> None:
         """Verify what has come, and give it its name."""
@@ -88,12 +85,6 @@ class HurtTransfers(Transfers):
         self._files.remove(temporary)
         if not same:
             raise IntegrityError(f"a folder with another {MANIFEST} stands there already", where=folder)
-
-    def _look(self, folder: str) -> None:
-        wrong = unlike(self._watched, folder)
-        if wrong:
-            text = f"{folder} stands under its name, and {wrong} is not what its manifest says"
-            self._ledger.broken(self._watched.clock.monotonic(), text)
 
     def _on_its_way(self, stored: Stored) -> Stored:
         if not self.flip:
@@ -127,13 +118,3 @@ class HurtTransfers(Transfers):
 def manifest_of(part: dict[str, Stored]) -> bytes:
     """Return the manifest of a folder."""
     return format_manifest({name: stored.sha256 for name, stored in part.items()}).encode()
-
-
-def unlike(files: FileSystem, folder: str) -> str | None:
-    """Return a file of a folder that is not what its manifest says, None where all are."""
-    digests = parse_manifest((files.read(f"{folder}/{MANIFEST}") or b"").decode())
-    for name, sha256 in digests.items():
-        stored = files.stat(f"{folder}/{name}")
-        if stored is None or stored.sha256 != sha256:
-            return name
-    return None if digests else MANIFEST

@@ -102,7 +102,9 @@ def convert(task: Task) -> Made:
         source = task.chain.dose_job(beam)
         found = None if source is None else _dose(task, source, beam)
         if source is None or found is None:
-            missing[str(beam.index)] = f"{source or task.chain.job}: beam {beam.number} has left no valid record"
+            missing[str(beam.index)] = (
+                f"{source or task.chain.job}: beam {beam.number} has left no valid record"
+            )
             continue
         raw, sha256 = found
         content = truth.rt_dose(task.chain.key, beam.number, raw)

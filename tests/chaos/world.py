@@ -9,7 +9,7 @@ from mqi_hpc.core.effects import Scan
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.core.interfaces import IUnit
-from mqi_hpc.core.models import CaseStatus, Task
+from mqi_hpc.core.models import STAGE_OF, CaseStatus, Task
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.domain.recovery import MOST_RERUNS
@@ -81,7 +81,9 @@ def draw_setting(seed: int) -> Setting:
         CaseFolder(f"P{number:03d}", rng.randint(1, 4), rng.choice((0.0, 0.0, 20.0)))
         for number in range(rng.randint(2, 4))
     )
-    return Setting(site, Script(seconds=seconds), folders, rng.choice((None, 2, 4)), rng.choice((None, None, 2)))
+    return Setting(
+        site, Script(seconds=seconds), folders, rng.choice((None, 2, 4)), rng.choice((None, None, 2))
+    )
 
 
 class World:
@@ -99,6 +101,7 @@ class World:
             self.clock, setting.site, setting.script, schedule, self.ledger, self._scanned
         )
         self.cluster.step_clock = self._step_clock
+        self.cluster.in_transaction = lambda: self.store.open
         self.cluster.transfers.delivering = self._delivered
         befall = Befall(self.cluster)
         self.over_orders: list[Fault] = []
@@ -221,6 +224,7 @@ class World:
     # Orders
 
     def _serve(self) -> None:
+        self.cluster.saw_queue = None
         while self.due_orders:
             fault = self.due_orders.pop(0)
             if self._order(fault):
@@ -277,7 +281,7 @@ class World:
         self.local.offset += (hours - 12) * _JUMP
 
     def _before_commit(self, unit: Unit) -> None:
-        self._silent_changes(unit)
+        self._judge_changes(unit)
         faults = {fault.kind: fault.amount for fault in self.cluster.take("commit")}
         if "before" in faults:
             self.cluster.kill(with_children=bool(faults["before"] % 2))
@@ -292,13 +296,17 @@ class World:
             self.cluster.kill(with_children=False)
             raise Killed
 
-    def _silent_changes(self, unit: Unit) -> None:
-        """A task that had ended changes by an order, told of in the same transaction, or not at all."""
+    def _judge_changes(self, unit: Unit) -> None:
+        """A task that has ended changes by an order alone, and none ends by a look that did not see the queue."""
+        kinds = [kind for _, kind, _, _ in unit.new_events]
         for before, after in unit.changed:
-            if before is None or not before.status.terminal or before.status is after.status:
+            if before is None or before.status is after.status:
                 continue
-            if not any(after.task_id in body for _, _, _, body in unit.new_events):
-                text = f"{after.task_id} went from {before.status} to {after.status} without a word"
+            if before.status.terminal and "order" not in kinds:
+                text = f"{after.task_id} went from {before.status} to {after.status}, and nobody ordered it"
+                self.ledger.broken(self._now(), text)
+            elif after.status.terminal and self.cluster.saw_queue is False and after.type in STAGE_OF:
+                text = f"{after.task_id} is {after.phase} by a look that did not see the queue"
                 self.ledger.broken(self._now(), text)
 
     def _delivered(self, effect: object, name: str, content: bytes) -> None:
