@@ -228,6 +228,7 @@ class Job(_Evolving):
 class Task(_Evolving):
     """One step of a job: `index` is the beam's array index for BEAM_CALC, 0 elsewhere.
 
+    `contradicted` tells what Slurm has said since against a verdict that stands.
     `phase` and `detail` are the last verdict in words; `row`, `waited` (s) and `polls` its timer; `slurm`
     the newest terminal word of Slurm; `record` the text of the stage's own valid record. `ended_at` (UTC
     epoch s) is when it was judged; `retry` what follows by itself, else `not_retried` says why nothing does;
@@ -251,6 +252,7 @@ class Task(_Evolving):
     exit_code: int | None = None
     noted: str = ""
     record: str | None = None
+    contradicted: str = ""
     ended_at: float | None = None
     retry: Retry | None = None
     not_retried: str = ""

@@ -12,6 +12,9 @@ from enum import StrEnum
 
 from mqi_hpc.core.slurm_states import INFRASTRUCTURE, TERMINAL
 
+WITHOUT_ACCOUNTING = "judged without accounting"
+"""Begins the note of a verdict that rests on record and exit record alone where there is accounting."""
+
 
 class Witness(StrEnum):
     """What a stage's own record says: there and right, there and wrong, not there, or not readable."""

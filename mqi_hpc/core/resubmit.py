@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mqi_hpc.core.attention import needs_person
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import STAGE_OF, STAGES, Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.outcome import left_out
@@ -144,8 +145,9 @@ def _chosen(case: Case, history: History, numbers: Sequence[int] | None) -> set[
                 f"{case.label} has no beam {number}; its beams: {', '.join(map(str, known))}"
             )
         found = history.beam(known[number])
-        # A done beam that convert left out may have a damaged dose: who names it may have it computed again.
-        if found is not None and not _again(found[1]) and known[number] not in left:
+        # A done beam that convert left out, or that Slurm contradicts, is computed again where it is named.
+        named = known[number] in left or (found is not None and needs_person(found[1]))
+        if found is not None and not _again(found[1]) and not (named and found[1].status.terminal):
             state = "done" if found[1].status.terminal else "not ended yet"
             raise ProcessingError(
                 f"{case.label}: beam {number} is {state}, nothing of it is computed again",
@@ -166,7 +168,9 @@ def _convert_plan(case: Case, history: History, *, convert_only: bool) -> JobPla
             else f"{case.label}: no beam has failed, there is nothing to resubmit",
             fix="`mqi-hpc show` tells how it stands",
         )
-    if convert is not None and (not convert[1].status.terminal or _all_converted(history, convert[1], convert_only)):
+    if convert is not None and (
+        not convert[1].status.terminal or _all_converted(history, convert[1], convert_only)
+    ):
         if not convert[1].status.terminal:
             raise ProcessingError(
                 f"{case.label}: {convert[0].name} has not ended yet, there is nothing to resubmit",

@@ -30,6 +30,13 @@ INFRASTRUCTURE = frozenset({"NODE_FAIL", "BOOT_FAIL", "PREEMPTED"})
 TERMINAL = INFRASTRUCTURE | {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY"}
 
 _WORD = re.compile(r"([A-Z_]+)\+?(?: by ([0-9]{1,10}))?\Z")
+# Pending reasons that time alone does not lift (squeue manual, JOB REASON CODES; names as of 21.08 to 26.05).
+_BLOCKED = re.compile(
+    r"BadConstraints|PartitionNodeLimit|PartitionTimeLimit|PartitionDown|PartitionInactive|InvalidAccount"
+    r"|InvalidQOS|AccountNotAllowed|QOSNotAllowed|ReservationDeleted"
+    r"|(?:Assoc|QOS)(?:Max|Grp)\w*Minutes\w*|(?:Assoc|QOS)MaxWallDurationPerJobLimit"
+    r"|(?:Assoc|QOS)Max(?:Cpu|Node|GRES|Mem|BB|Billing|License)\w*(?:PerJob|MinutesPerJob)\w*"
+)
 # JobHeldUser, JobHeldAdmin, JobHoldMaxRequeue, "launch failed requeued held"
 _HELD = re.compile(r"JobHeld|JobHold|.*\bheld\b")
 
@@ -57,7 +64,12 @@ def read_word(text: str) -> tuple[str, int | None]:
 
 
 def phase(word: str, reason: str = "") -> str:
-    """Return our name for an unfinished state; "unknown" where Slurm said a word we do not know."""
+    """Return our name for an unfinished state; "unknown" where Slurm said a word we do not know.
+
+    "held" and "blocked" wait for a person: somebody holds it, or it cannot start as it was asked for.
+    """
     if word == "PENDING" and _HELD.match(reason):
         return "held"
+    if word == "PENDING" and _BLOCKED.fullmatch(reason):
+        return "blocked"
     return LIVE.get(word, "unknown")

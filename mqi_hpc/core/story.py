@@ -178,6 +178,10 @@ _WORDS: dict[str, Callable[[Case, _Data], str]] = {
     "task": _of_task,
     "sent": _sent,
     "answered": _answered,
+    "contradicted": lambda case, data: (
+        f"{_who(case, data['task'])}: {data['verdict']} stands, but Slurm says {data['slurm']}: {data['line']}"
+    ),
+    "confirmed": lambda case, data: f"{_who(case, data['task'])}: accounting agrees at last: {data['line']}",
     "cancelling": lambda _, data: f"scancel started: {_targets(data)}",
     "cancelled": lambda _, data: f"scancel of {_targets(data)} answered{_if(data['said'].strip())}",
     "order": lambda _, data: f"{data['who']} asked for {data['verb']}: {data['said']}",

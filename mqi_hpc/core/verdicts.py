@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from mqi_hpc.core.attention import asks
 from mqi_hpc.core.models import TaskStatus
-from mqi_hpc.core.readings import Accounting, Limits, Reading, TableRow, Timer, Witness, row_of
+from mqi_hpc.core.readings import (
+    WITHOUT_ACCOUNTING,
+    Accounting,
+    Limits,
+    Reading,
+    TableRow,
+    Timer,
+    Witness,
+    row_of,
+)
 from mqi_hpc.core.slurm_states import CAUSES, phase
 from mqi_hpc.records.layout import EXIT_NOT_NOW, EXIT_NOT_OURS
 
@@ -23,10 +33,14 @@ class Verdict:
     status: TaskStatus
     phase: str
     detail: str = ""
-    attention: bool = False
     noted: str = ""
     timer: Timer = field(default_factory=Timer)
     row: TableRow = TableRow.NONE
+
+    @property
+    def attention(self) -> bool:
+        """Whether a person should look at it."""
+        return asks(self.status, self.phase)
 
     @property
     def final(self) -> bool:
@@ -65,11 +79,11 @@ def _none(poll: _Poll) -> Verdict:
 def _live(poll: _Poll) -> Verdict:
     reading = poll.reading
     name = phase(str(reading.live), reading.reason)
-    detail = reading.reason if name in ("queued", "held") else ""
+    detail = reading.reason if name in ("queued", "held", "blocked") else ""
     if name == "unknown":
         detail = f"Slurm says {reading.live!r}, which this program does not know"
     timer = poll.timer.on(TableRow.LIVE, poll.elapsed)
-    return _wait(name, detail, timer, attention=name in ("held", "unknown"))
+    return _wait(name, detail, timer)
 
 
 def _cancelled(poll: _Poll) -> Verdict:
@@ -81,12 +95,12 @@ def _cancelled(poll: _Poll) -> Verdict:
 
 def _unreadable(poll: _Poll) -> Verdict:
     timer = poll.timer.interrupted()
-    return _wait("unreadable", "the record cannot be read, or not its folder", timer, attention=True)
+    return _wait("unreadable", "the record cannot be read, or not its folder", timer)
 
 
 def _exit_unreadable(poll: _Poll) -> Verdict:
     timer = poll.timer.interrupted()
-    return _wait("unreadable", "the status file cannot be read", timer, attention=True)
+    return _wait("unreadable", "the status file cannot be read", timer)
 
 
 def _completed_valid(poll: _Poll) -> Verdict:
@@ -150,7 +164,7 @@ def _silent(poll: _Poll) -> Verdict:
         return _wait("settling", "gone from the queue, not yet in accounting", timer)
     if not poll.reading.status_good:
         return _exit_unreadable(replace(poll, timer=timer))
-    noted = "judged without accounting, which answered but knew nothing of it"
+    noted = f"{WITHOUT_ACCOUNTING}, which answered but knew nothing of it"
     return _by_files(replace(poll, timer=timer), _AFTER_LAG, noted)
 
 
@@ -184,11 +198,11 @@ def _by_files(poll: _Poll, prefix: str, noted: str) -> Verdict:
 def _down(poll: _Poll) -> Verdict:
     if not poll.reading.agrees:
         timer = poll.timer.interrupted()
-        return _wait("waiting", "not in the queue, and accounting does not answer", timer, attention=True)
+        return _wait("waiting", "not in the queue, and accounting does not answer", timer)
     timer = poll.timer.on(_NO_WORD, poll.elapsed)
     if timer.waited < poll.limits.lag:
         return _wait("settling", "accounting does not answer; record and exit record agree", timer)
-    noted = "judged without accounting, which did not answer"
+    noted = f"{WITHOUT_ACCOUNTING}, which did not answer"
     return _end(TaskStatus.COMPLETED, "done", "", timer, noted=noted)
 
 
@@ -235,10 +249,9 @@ def _join(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _wait(name: str, detail: str, timer: Timer, *, attention: bool = False) -> Verdict:
-    return Verdict(status=TaskStatus.RUNNING, phase=name, detail=detail, attention=attention, timer=timer)
+def _wait(name: str, detail: str, timer: Timer) -> Verdict:
+    return Verdict(status=TaskStatus.RUNNING, phase=name, detail=detail, timer=timer)
 
 
 def _end(status: TaskStatus, name: str, detail: str, timer: Timer, *, noted: str = "") -> Verdict:
-    attention = status in (TaskStatus.SUSPECT, TaskStatus.LOST)
-    return Verdict(status=status, phase=name, detail=detail, attention=attention, noted=noted, timer=timer)
+    return Verdict(status=status, phase=name, detail=detail, noted=noted, timer=timer)

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from mqi_hpc.core.attention import needs_person, reason, way_on
 from mqi_hpc.core.causes import Cause, Retry
 from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.interfaces import IClock, IStore, IUnit
@@ -210,8 +211,9 @@ def attention_of(case: Case, history: History) -> str | None:
         return newest.refusal or "whether the chain was submitted is not known"
     current = current_tasks(history)
     for task in current:
-        if task.status in (TaskStatus.SUSPECT, TaskStatus.LOST) or task.phase in ATTENTION_PHASES:
-            return f"{task.type} {task.index}: {task.phase}{f': {task.detail}' if task.detail else ''}"
+        if needs_person(task):
+            who = f"beam {case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else task.type
+            return f"{who}: {reason(task)} ({way_on(task)})"
     for index, why in left_out(current).items():
         return f"beam {case.beams[index].number} is done, and convert made no RT Dose of it: {why}"
     if TWIN in case.metadata:
@@ -219,7 +221,3 @@ def attention_of(case: Case, history: History) -> str | None:
             f"its files bear the names of {case.metadata[TWIN]}'s, with other bytes: which of them are right?"
         )
     return LATE if GROWN in case.metadata else None
-
-
-ATTENTION_PHASES = frozenset({"held", "unknown", "unreadable", "waiting", "no space", "limited"})
-"""Phases of a task in which nothing goes on without a person."""

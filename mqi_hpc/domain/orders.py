@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mqi_hpc.core.attention import needs_person
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IUnit
 from mqi_hpc.core.models import Case, CaseStatus, SubmitState, Task, TaskStatus, TaskType
@@ -182,7 +183,11 @@ def describe(case: Case, plan: JobPlan, job: str) -> str:
 
 def _suspects(case: Case, history: History, numbers: Sequence[int] | None) -> list[Task]:
     """Return the suspect tasks that are meant; without `numbers` every one, of beams and of the stages."""
-    suspect = [task for task in current_tasks(history) if task.status is TaskStatus.SUSPECT]
+    suspect = [
+        task
+        for task in current_tasks(history)
+        if task.status is TaskStatus.SUSPECT or (task.status is TaskStatus.COMPLETED and needs_person(task))
+    ]
     if numbers is not None:
         suspect = [task for task in suspect if _number(case, task) in numbers]
     if not suspect or (numbers is not None and len(suspect) < len(set(numbers))):

@@ -109,7 +109,7 @@ class Reconciler:
             return Reading(queue_good=False)
         lines = evidence.status(job.job_id)
         line = (lines or {}).get((stage, task.index))
-        live, ended = _slurm_rows(submission, task, evidence, begun=lines is None or line is not None)
+        live, ended = slurm_rows(submission, task, evidence, begun=lines is None or line is not None)
         if live is None and ended is None and not evidence.asked_accounting:
             return None
         expected = Expected(
@@ -138,7 +138,7 @@ class Reconciler:
         )
 
 
-def _slurm_rows(
+def slurm_rows(
     submission: Submission, task: Task, evidence: Evidence, *, begun: bool
 ) -> tuple[Row | None, Row | None]:
     """Return the row that shows a task unfinished in the queue, and the newest that shows its end.

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
 from mqi_hpc.core.failpoints import Failpoint, reach
-from mqi_hpc.core.interfaces import IStore
+from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.lost_chain import NEVER_RAN, left_in_queue
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.next_task import past, slurm_tasks, to_be_cleared, watched
 from mqi_hpc.core.observation import PREFIX, Row
+from mqi_hpc.domain.afterwards import look_back, to_be_confirmed
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.domain.reconciler import Reconciler
@@ -56,6 +57,9 @@ class Watcher:
         self._patience = Patience(submit=submit_seconds, lag=reconciler.limits.lag)
         self._chains: dict[str, Chain] = {}
         self._unseen: set[str] = set()
+        # Jobs that are over and not confirmed; read once, None: not yet.
+        self._alone: set[str] | None = None
+        self._sent = False
 
     def plan(self, case_ids: Sequence[str], nonce: str) -> Observe | None:
         """Return one look at all jobs of these cases that are in Slurm's hands, None where none is."""
@@ -98,6 +102,8 @@ class Watcher:
                     reach(point)
             for _, kept in points:
                 reach(kept)
+        if not effect.jobs:
+            self._look_back(evidence)
         cancels += self._strays(evidence.queue or (), {query.ref for query in effect.jobs})
         return Seen(
             changed=changed,
@@ -109,14 +115,34 @@ class Watcher:
         )
 
     def sweep(self, nonce: str) -> Observe | None:
-        """Return a look at the queue alone, for what came back of jobs that are over; None: none was sent."""
+        """Return a look at what is over; None: nothing was ever sent.
+
+        It is at the queue, for what came back of jobs there, and at the accounting of those that were taken
+        for done without it.
+        """
         with self._store.transaction(write=False) as unit:
-            sent = any(
-                job.submit_state not in (SubmitState.PLANNED, SubmitState.UPLOADED)
-                for case in unit.cases.all()
-                for job in unit.jobs.of_case(case.case_id)
-            )
-        return Observe(nonce=nonce, jobs=(), sacct_ids=()) if sent else None
+            if self._alone is None:
+                self._alone, self._sent = _over(unit)
+            jobs = [job for job_id in sorted(self._alone) if (job := unit.jobs.get(job_id)) is not None]
+        if not self._sent:
+            return None
+        ids = {s.slurm_id for job in jobs for s in job.submissions if s.slurm_id is not None}
+        return Observe(nonce=nonce, jobs=(), sacct_ids=tuple(sorted(ids)))
+
+    def _look_back(self, evidence: Evidence) -> None:
+        """Bring in line what was judged without accounting, now that it was asked for that alone."""
+        for job_id in sorted(self._alone or ()):
+            with self._desk.open(job_id) as work:
+                look_back(work, evidence)
+                self._remember(work)
+
+    def _remember(self, work: OpenJob) -> None:
+        """Keep in mind whether accounting is still to be asked about a job that is over."""
+        self._sent = True
+        if self._alone is not None:
+            self._alone.discard(work.job.job_id)
+            if to_be_confirmed(work.job, work.tasks):
+                self._alone.add(work.job.job_id)
 
     def _strays(self, queue: Sequence[Row], looked_at: set[str]) -> list[tuple[str, Cancels]]:
         """Return, by job, what the queue shows unfinished of jobs of which nothing may be in Slurm any more.
@@ -171,6 +197,8 @@ class Watcher:
         if found.dead_stages:
             off = dict.fromkeys((*work.job.cancelled, *found.dead_stages))
             work.put_job(work.job.evolve(cancelled=tuple(off)))
+        look_back(work, evidence)
+        self._remember(work)
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}
         dead = [(name, slurm_id) for name, slurm_id in map(ids.__getitem__, found.dead_stages)]
         targets = tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None)
@@ -192,6 +220,17 @@ class Watcher:
         if job_id not in self._chains:
             self._chains[job_id] = decode_chain(work.unit.jobs.files(job_id)[CHAIN].decode())
         return self._chains[job_id]
+
+
+def _over(unit: IUnit) -> tuple[set[str], bool]:
+    """Return the jobs that accounting is still to confirm, and whether any job was ever sent."""
+    alone, sent = set(), False
+    for case in unit.cases.all():
+        for job in unit.jobs.of_case(case.case_id):
+            sent = sent or job.submit_state not in (SubmitState.PLANNED, SubmitState.UPLOADED)
+            if to_be_confirmed(job, unit.jobs.tasks(job.job_id)):
+                alone.add(job.job_id)
+    return alone, sent
 
 
 def sentence(case: Case, task: Task) -> str:

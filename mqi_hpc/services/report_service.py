@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mqi_hpc.core.attention import way_on
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.models import STAGE_OF, Case, Job, Task, TaskStatus, TaskType
@@ -41,6 +42,7 @@ class BeamReport:
     status: str
     verdict: str
     detail: str
+    way_on: str
     exit_code: int | None
     noted: str
     dose: DoseReport | None
@@ -57,6 +59,7 @@ class TaskReport:
     status: str
     verdict: str
     detail: str
+    way_on: str
     logs: tuple[str, ...]
 
 
@@ -227,6 +230,7 @@ def _beam(case: Case, job: Job, task: Task, doses: dict[int, DoseReport], logs: 
         status=str(task.status),
         verdict=task.phase or str(task.status),
         detail=task.detail,
+        way_on=way_on(task),
         exit_code=task.exit_code,
         noted=task.noted,
         dose=doses.get(task.index) if task.status is TaskStatus.COMPLETED else None,
@@ -249,5 +253,6 @@ def _task(job: Job, task: Task, logs: dict[str, str]) -> TaskReport:
         status=str(task.status),
         verdict=task.phase or str(task.status),
         detail=task.detail,
+        way_on=way_on(task),
         logs=tuple(local for remote, local in logs.items() if stage and f"/{stage}-" in f"/{remote}"),
     )

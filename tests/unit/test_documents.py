@@ -216,12 +216,12 @@ def test_metrics_of_the_admins_page_exist() -> None:
 
 
 def test_the_physicists_page_says_every_word() -> None:
+    from mqi_hpc.core.attention import WAYS
     from mqi_hpc.core.models import CaseStatus, TaskStatus
     from mqi_hpc.core.slurm_states import LIVE
-    from mqi_hpc.domain.desk import ATTENTION_PHASES
 
     page = (ROOT / "docs/for-physicists.md").read_text(encoding="utf-8").replace("\n", " ")
-    words = {*CaseStatus, *TaskStatus, *LIVE.values(), *ATTENTION_PHASES, "settling", "deferred", "paused"}
+    words = {*CaseStatus, *TaskStatus, *LIVE.values(), *WAYS, "settling", "deferred", "paused"}
     assert [word for word in words if not re.search(rf"\b{word}\b", page)] == []
 
 

@@ -1,0 +1,54 @@
+"""What Slurm says of judged tasks: a verdict stands, but what speaks against it is not passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.next_task import slurm_tasks
+from mqi_hpc.core.readings import WITHOUT_ACCOUNTING, Accounting
+from mqi_hpc.domain.desk import OpenJob
+from mqi_hpc.domain.evidence import Evidence
+from mqi_hpc.domain.reconciler import slurm_rows
+
+_AGREED = "; accounting has agreed since"
+
+
+def unconfirmed(task: Task) -> bool:
+    """Whether a task was taken for done without accounting, which has not spoken of it since."""
+    alone = task.status is TaskStatus.COMPLETED and task.noted.startswith(WITHOUT_ACCOUNTING)
+    return alone and not task.noted.endswith(_AGREED) and not task.contradicted
+
+
+def to_be_confirmed(job: Job, tasks: Sequence[Task]) -> bool:
+    """Whether accounting is still to be asked about a job that is over."""
+    return job.submit_state is SubmitState.STANDING and any(map(unconfirmed, slurm_tasks(tasks)))
+
+
+def look_back(work: OpenJob, evidence: Evidence) -> None:
+    """Note what a look says of done tasks: that accounting agrees at last, or another end than COMPLETED.
+
+    A controller that came back from an older state rewrites ended tasks to NODE_FAIL or CANCELLED: where
+    Slurm had agreed once, that is an event alone. Where it had not spoken before, a person is asked.
+    """
+    if evidence.queue is None:
+        return
+    for task in slurm_tasks(list(work.tasks)):
+        submission = work.job.submission(STAGE_OF[task.type])
+        if task.status is not TaskStatus.COMPLETED or task.contradicted or submission is None:
+            continue
+        live, ended = slurm_rows(submission, task, evidence, begun=True)
+        if live is not None or ended is None or not ended.terminal:
+            continue
+        data = {"task": task.task_id, "slurm": ended.word, "line": ended.raw}
+        if ended.word != "COMPLETED":
+            work.unit.event("contradicted", work.case.case_id, {**data, "verdict": task.phase})
+            said = f"Slurm has said {ended.word} of it since"
+            work.put_task(task.evolve(contradicted=said), why=ended.raw)
+            who = str(task.type)
+            if task.type is TaskType.BEAM_CALC:
+                who = f"beam {work.case.beams[task.index].number}"
+            work.notes.append(f"{who}: {task.phase}, but {said}")
+        elif unconfirmed(task) and evidence.accounting is Accounting.GOOD:
+            work.unit.event("confirmed", work.case.case_id, data)
+            work.put_task(task.evolve(noted=task.noted + _AGREED))
