@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mqi_hpc.controllers.failpoint import VARIABLE
 from tests.e2e.test_daemon import GRID, chains, ended_rows, numbers, rows, sample
 from tests.support.cli import mqi, shown
 from tests.support.cluster import Cluster, wait_until
@@ -81,3 +82,27 @@ def test_a_store_lost_while_beams_run(cluster: Cluster, config: Path) -> None:
         "j01-convert": 1,
     }
     assert {state for _, _, state in rows(cluster, key)} == {"COMPLETED"}
+
+
+@pytest.mark.parametrize("died", ["upload-kept", "submit-sent", "standing-kept"])
+def test_a_store_lost_while_a_chain_is_submitted(
+    cluster: Cluster, config: Path, monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    folder = sample(config, "P600", "--beams", "2", "--layers", "2")
+    assert folder.is_dir()
+    monkeypatch.setenv(VARIABLE, died)
+    with DaemonProcess(config) as daemon:
+        daemon.process.wait(timeout=120)
+    monkeypatch.delenv(VARIABLE)
+    lose_the_store(config)
+    with DaemonProcess(config) as daemon:
+        daemon.until({"P600-f01": "completed"}, 400)
+        assert "taken over from there" in daemon.said
+        daemon.stop()
+    key = shown(config, "P600-f01")["case_id"]
+    ran = chains(ended_rows(cluster, key, 4))
+    assert {name: len(ids) for name, ids in ran.items()} == {
+        "j01-interpret": 1,
+        "j01-beams": 2,
+        "j01-convert": 1,
+    }
