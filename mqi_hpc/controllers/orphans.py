@@ -19,6 +19,7 @@ from mqi_hpc.infrastructure.doctor.orphans import OrphanSight
 from mqi_hpc.infrastructure.executors import Control, Shell
 from mqi_hpc.services.history import read_history
 
+_SAID = 500
 _LOOKS = 5
 _PAUSE = 2.0
 """Slurm ends a job a moment after scancel has returned: looked for so often, so many seconds apart."""
@@ -128,10 +129,7 @@ class _Examination:
                 f"{len(unseen)} submissions are not in the queue; nothing is said of them: {error.what}"
             )
             return ()
-        gone = {
-            (orphan.name, orphan.slurm_id or 0): wanted[orphan.name, orphan.slurm_id or 0]
-            for orphan in unseen
-        }
+        gone = {(name, slurm_id): wanted[name, slurm_id] for name, slurm_id in wanted if slurm_id in ids}
         return find_lost(gone, queue=(), accounted=accounted)
 
     def _cancelled(
@@ -145,7 +143,7 @@ class _Examination:
         wanted = tuple(one for one in targets(again.orphans) if one in chosen)
         if spared := tuple(one for one in chosen if one not in wanted):
             notes.append(f"left alone: ended, or the store accounts for them by now: {_named(spared)}")
-        said = self._control().cancel(Cancel(case_id="", job_id="", targets=wanted))
+        said = self._scancel(wanted)
         remaining = wanted
         for attempt in range(_LOOKS):
             if attempt:
@@ -155,8 +153,20 @@ class _Examination:
                 break
         if remaining:
             shown = _named(remaining)
-            notes.append(f"not cancelled, the queue still shows it: {shown}; scancel said: {said.output}")
+            notes.append(f"not cancelled, the queue still shows it: {shown}; scancel said: {said}")
         return tuple(one for one in wanted if one not in remaining)
+
+    def _scancel(self, wanted: tuple[tuple[str, int], ...]) -> str:
+        """Cancel, with an event before and after, of no case; returns what scancel said."""
+        if not wanted:
+            return ""
+        named = [list(target) for target in wanted]
+        with self._store.transaction() as unit:
+            unit.event("cancelling", None, {"targets": named, "by": "doctor --orphans"})
+        said = self._control().cancel(Cancel(case_id="", job_id="", targets=wanted)).output
+        with self._store.transaction() as unit:
+            unit.event("cancelled", None, {"targets": named, "said": said[-_SAID:]})
+        return said
 
 
 def _named(targets_: tuple[tuple[str, int], ...]) -> str:

@@ -103,7 +103,7 @@ def test_what_it_does_not_know_is_one(name: str, slurm_id: int, words: str) -> N
     assert found.cancellable
 
 
-@pytest.mark.parametrize("state", [SubmitState.REFUSED, SubmitState.WITHDRAWN])
+@pytest.mark.parametrize("state", [SubmitState.REFUSED, SubmitState.BURNT, SubmitState.WITHDRAWN])
 def test_a_job_that_was_given_up_should_have_nothing_in_slurm(state: SubmitState) -> None:
     (found,) = look(row(named("beams"), 12), cases={KEY: history(state)}).orphans
     assert str(state) in found.what
@@ -297,6 +297,9 @@ def test_r37_orphans_are_listed_and_cancelled_by_name_and_id(
         8: "RUNNING",
         77: "CANCELLED",
     }
+    with place.store.transaction(write=False) as unit:
+        told_of = [(event.kind, json.loads(event.body)["targets"]) for event in unit.all_events()]
+    assert told_of == [("cancelling", [list(orphan)]), ("cancelled", [list(orphan)])]
     (place.work / OTHER).rmdir()
     assert place.asked(capsys, "--cancel")[0] == 0
 
