@@ -25,16 +25,23 @@ file() { # job name: its bytes
   bytes=$(base64 -w 0 -- "$1/$2") || fail 'reading a file of the job' "$1/$2"
   say FILE "$1" "$2" "$bytes"
 }
-# By what a folder lists: a file that cannot be asked for is not taken for one that is not there.
+# An error is no absence: what is there is told by what a folder lists, and a file that could not be read is
+# no file that is wrong.
+list() { # folder: sets `names`; 1 where there is none
+  names=''
+  [ ! -L "$1" ] || return
+  names=$(ls -A -- "$1/" 2>&1) && return
+  case $names in *'No such file or directory'|*'Not a directory') return 1 ;; esac
+  fail 'listing a folder' "$names"
+}
+lists() { case $'\n'$names$'\n' in *$'\n'"$1"$'\n'*) return 0 ;; esac; return 1; }
+unread() { grep '^sha256sum: ' | grep -v -e 'No such file' -e WARNING -e 'no properly formatted'; }
 job() {
-  local names name out
-  if [ -L "$1" ] || [ ! -d "$1" ]; then say FAULT "$1" "$(echo 'it is no folder' | text)"; return; fi
-  names=$(ls -A -- "$1") || fail 'listing the folder of the job' "$1"
-  case $'\n'$names$'\n' in
-    *$'\n'MANIFEST.sha256$'\n'*) ;;
-    *) say FAULT "$1" "$(echo 'it has no MANIFEST.sha256' | text)"; return ;;
-  esac
+  local names name out errors
+  if [ -L "$1" ] || ! list "$1"; then say FAULT "$1" "$(echo 'it is no folder' | text)"; return; fi
+  if ! lists MANIFEST.sha256; then say FAULT "$1" "$(echo 'it has no MANIFEST.sha256' | text)"; return; fi
   if ! out=$(cd -- "$1" && sha256sum -c --strict --quiet MANIFEST.sha256 2>&1); then
+    if errors=$(printf '%s\n' "$out" | unread); then fail 'reading the files of a job' "$errors"; fi
     say FAULT "$1" "$(printf 'its files are not what MANIFEST.sha256 says: %s' "$out" | text)"
     return
   fi
@@ -54,7 +61,7 @@ owner=$(head -c 200 .owner 2>&1) || fail 'reading .owner of the workspace' "$own
 say OWNER "$(printf '%s' "$owner" | text)"
 enter "the case's folder" "$key"
 listed=$(ls -A) || fail "listing the case's folder" "$key"
-if [ -e input/MANIFEST.sha256 ]; then
+if list input && lists MANIFEST.sha256; then
   have=$(sha256sum <input/MANIFEST.sha256) || fail 'reading the MANIFEST of the input' "$key"
   say INPUT "${have%% *}"
 fi
