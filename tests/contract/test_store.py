@@ -160,6 +160,22 @@ def test_orders(store: Any) -> None:
         assert kinds == [TaskType.UPLOAD, TaskType.BEAM_CALC, TaskType.CONVERT]
 
 
+def test_the_tasks_of_one_job_are_forgotten_and_others_take_their_place(store: Any) -> None:
+    mine, other = a_job(1), a_job(2)
+    with store.transaction() as unit:
+        unit.cases.put(make_case())
+        for job in (mine, other):
+            unit.jobs.put(job)
+            unit.jobs.put_task(Task(task_id=f"{job.name}-a", job_id=job.job_id, type=TaskType.INTERPRET))
+    with store.transaction() as unit:
+        unit.jobs.drop_tasks(mine.job_id)
+        unit.jobs.put_task(Task(task_id="b", job_id=mine.job_id, type=TaskType.INTERPRET))
+    with store.transaction() as unit:
+        assert [task.task_id for task in unit.jobs.tasks(mine.job_id)] == ["b"]
+        assert [task.task_id for task in unit.jobs.tasks(other.job_id)] == ["j02-a"]
+        unit.jobs.drop_tasks("a job that is not there")
+
+
 def test_a_later_value_replaces_an_earlier_one(store: Any) -> None:
     case = make_case()
     with store.transaction() as unit:
