@@ -194,9 +194,9 @@ class Watcher:
             work.put_task(judged.after, why=judged.verdict.timer.row, evidence=said)
             if judged.changed:
                 work.notes.append(sentence(work.case, judged.after))
-        if found.dead_stages:
-            off = dict.fromkeys((*work.job.cancelled, *found.dead_stages))
-            work.put_job(work.job.evolve(cancelled=tuple(off)))
+        if found.dead_stages == ("convert",) and "convert" not in work.job.cancelled:
+            # It waits for beams that are lost: that it ends is our doing.
+            work.put_job(work.job.evolve(cancelled=(*work.job.cancelled, "convert")))
         look_back(work, evidence)
         self._remember(work)
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}
