@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mqi_hpc.core.observation import FIELD, MARK
+from mqi_hpc.core.observation import FIELD, MARK, Section
 from mqi_hpc.core.readings import Accounting
 from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.records.status import StatusLine, encode_line
@@ -112,3 +112,24 @@ def test_the_space_of_the_workspace(said: str, code: int, free: int | None) -> N
 
 def test_no_word_of_space_is_no_space_known() -> None:
     assert poll().free_bytes() is None
+
+
+def test_claims_are_told_with_the_receipts() -> None:
+    def claims(section: Section) -> object:
+        evidence = Evidence(
+            queue=(),
+            asked_accounting=False,
+            accounting=Accounting.OFF,
+            accounted=(),
+            sections={"receipts:k-j01": section},
+            notes=(),
+        )
+        return evidence.claims("k-j01")
+
+    assert claims(Section("claimed interpret-0 beams-12 beams-7.tmp x-1\n", 0)) == {
+        ("interpret", 0),
+        ("beams", 12),
+    }
+    assert claims(Section("", 0)) == frozenset()
+    assert claims(Section("", 46)) is None
+    assert claims(Section("beams\n", 0)) is None
