@@ -59,7 +59,8 @@ class Watch:
         if wait or len(standing) < len(pending) or any(map(_comes_home, pending)):
             return False
         fresh = not (standing & self._standing)
-        return fresh or self._orchestrator.polls.good_looks >= _GOOD_LOOKS
+        looked = self._orchestrator.polls.good_looks >= _GOOD_LOOKS
+        return fresh or looked or all(map(_only_retried, pending))
 
     def _given_up(self, *, all_stand: bool, wait: bool) -> bool:
         outage = self._orchestrator.outage
@@ -89,6 +90,14 @@ class Watch:
 
 def _needs_a_person(task: TaskReport) -> bool:
     return task.task in (TaskType.UPLOAD, TaskType.DOWNLOAD) and task.verdict in ("no space", "waiting")
+
+
+def _only_retried(report: CaseReport) -> bool:
+    """Whether nothing of a case goes on now, and it is processing for a retry that is to come."""
+    states = [*(task.status for task in report.tasks), *(beam.status for beam in report.beams)]
+    return all(TaskStatus(state).terminal for state in states) and any(
+        one.at is not None for one in report.next
+    )
 
 
 def _comes_home(report: CaseReport) -> bool:

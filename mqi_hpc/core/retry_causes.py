@@ -94,8 +94,9 @@ class RetryTable:
         return grown if rule.maximum is None else max(size, min(grown, rule.maximum))
 
 
-_WITHOUT = Rule(most=1, pauses=(0.0,), counted=False)
-"""A chain that was refused because of nodes left out goes again at once, with none left out."""
+_WITHOUT = Rule(most=20, pauses=(0.0,), counted=False)
+"""A chain that was refused because of nodes left out goes again at once, with none left out. Each time takes
+a failure on a node before it, and those are counted: more than a site's only node needs is never reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

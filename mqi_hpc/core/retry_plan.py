@@ -155,7 +155,8 @@ def _to_come(case: Case, tasks: Sequence[Task]) -> Next:
     assert retry is not None  # noqa: S101 - a group of those to come
     without = tuple(sorted({task.retry.without for task in tasks if task.retry and task.retry.without}))
     what = _named(case, tasks)
-    text = f"{what}: {promise(retry)}"
+    all_of_it = ", and all that follows" if tasks[0].type is TaskType.INTERPRET else ""
+    text = f"{what}{all_of_it}: {promise(retry)}"
     if without:
         text += f", without node{'s' if len(without) > 1 else ''} {', '.join(without)}"
     return Next(

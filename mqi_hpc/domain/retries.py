@@ -32,6 +32,7 @@ class Retries:
             found = plan_retry(case, history, names, self._table)
             if found is None:
                 return
-            plan_next(self._jobs, unit, case, jobs, found.plan, retries=found.tasks)
+            priority = history.jobs[-1].priority
+            plan_next(self._jobs, unit, case, jobs, found.plan, priority=priority, retries=found.tasks)
         said = describe(case, found.plan, job_name(len(history.jobs) + 1))
         self._desk.tell(case_id, f"retried by itself: {said}")

@@ -16,8 +16,16 @@ GROWTH = 1.5
 """Each comes at this multiple of the running time of the one before: some 20 lines in two days."""
 
 
+_BROKEN = ("gpu is lost", "fallen off the bus", "unable to determine the device handle", "requires reset")
+"""What NVML and nvidia-smi say of a GPU that only an administrator brings back."""
+
+
 def find_gpu(environ: Mapping[str, str], required: bool) -> Gpu:
-    """Return the GPU of this task; raises StageError where one is required and Slurm gave none."""
+    """Return the GPU of this task.
+
+    Raises StageError (EXIT_NO_GPU) where one is required and Slurm gave none, or its driver calls it broken.
+    A driver that says nothing of it, or nothing in time, is no reason: CUDA may know better.
+    """
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
     devices = visible_devices(visible)
     if not devices:
@@ -30,9 +38,12 @@ def find_gpu(environ: Mapping[str, str], required: bool) -> Gpu:
         return Gpu(visible=visible)
     probe = Probe(devices[:1], "", time.monotonic)
     try:
-        states = probe.wait().states
+        answer = probe.wait()
     finally:
         probe.close()
+    states = answer.states
+    if required and not states and any(words in answer.why.lower() for words in _BROKEN):
+        raise StageError(f"the driver says that GPU {devices[0]} does not work: {answer.why}", EXIT_NO_GPU)
     return Gpu(visible=visible, uuid=states[0].uuid, name=states[0].name) if states else Gpu(visible=visible)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from mqi_hpc.controllers.application import Application, Outcome
+from mqi_hpc.core.causes import Cause
 from mqi_hpc.core.effects import Completion, Download, Effect, Failure, Submit, Upload
 from mqi_hpc.core.errors import AuthenticationError, ConnectionError, LockHeld, ProcessingError, ResourceError
 from mqi_hpc.core.intake import Fault, Rejected
 from mqi_hpc.core.requests import Reply, Request, Verb
 from mqi_hpc.core.retry import RetryPolicy
+from mqi_hpc.core.retry_causes import Asked as Asks
+from mqi_hpc.core.retry_causes import RetryTable, Rule
 from mqi_hpc.domain.request_desk import RequestDesk
 from mqi_hpc.services.case_service import Registration
 from tests.support.bench import KEY, Bench, make_case
@@ -154,6 +157,29 @@ def test_run_again_without_waiting_it_looks_and_returns(desktop: Desktop) -> Non
     desktop.finishes()
     assert desktop.submit(wait=False).cases[0].status in ("processing", "completed")
     assert desktop.submit(wait=True).cases[0].status == "completed"
+
+
+def test_run_again_while_a_retry_is_to_come_it_says_so_and_returns() -> None:
+    rule = Rule(most=1, pauses=(1e6,))
+    table = RetryTable(most=1, rules={Cause.NODE_FAIL: rule}, asked={"beams": Asks(1, 1)})
+    desktop = Desktop(retries=table)
+    desktop.finishes(1)
+    whole = desktop.bench.world.on_poll
+
+    def on_poll() -> None:
+        whole()
+        desktop.bench.world.end("beams", "NODE_FAIL", task=1)
+
+    desktop.bench.world.on_poll = on_poll
+    desktop.submit(wait=False)
+    for _ in range(200):
+        desktop.bench.turn()
+    before = desktop.bench.clock.monotonic()
+    outcome = desktop.submit(wait=False)
+    assert desktop.bench.clock.monotonic() - before < 60
+    (report,) = outcome.cases
+    assert (outcome.exit_code, report.status, report.job) == (0, "processing", "j01")
+    assert [one.what for one in report.next] == ["beam 3"]
 
 
 def test_an_unreachable_cluster_is_said_and_nothing_is_lost(desktop: Desktop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mqi_hpc.core.effects import Submit
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.models import STAGES, SubmitState
 from mqi_hpc.core.requests import Verb
+from mqi_hpc.core.retention import JobHistory, RetentionRules, plan_case
 from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.domain.task_scheduler import over
 from mqi_hpc.services.job_service import JobService
@@ -84,6 +86,51 @@ def test_a_beam_that_fails_its_gpu_check_burns_no_further_retry_on_that_node(flo
     report = floor.until("completed")
     assert [beam.status for beam in report.beams] == ["completed"] * 3
     assert [job.left_out for job in floor.jobs()] == [(), ("g1",)]
+
+
+def test_where_there_is_but_one_node_it_is_used_again(tmp_path: Path) -> None:
+    site = Site(version="24.11", min_job_age=1e9, partitions={"gpu": ("g1",), "low": ("g1",), "cpu": ("c1",)})
+    with simulated_bed(tmp_path, site) as bed:
+        floor = Floor(bed, retries=TABLE)
+        floor.take()
+        for number in (1, 3):
+            floor.until(lambda n=number: len(floor.jobs()) == n and "running" in floor.beams())
+            floor.sim.slurm.end("NODE_FAIL")
+        floor.until("completed")
+        states = [(job.submit_state, job.left_out) for job in floor.jobs()]
+        refused, again = (SubmitState.REFUSED, ("g1",)), (SubmitState.STANDING, ())
+        assert states == [again, refused, again, refused, again]
+
+
+def test_a_case_that_waits_for_a_retry_keeps_no_other_from_its_place_and_is_not_pruned(
+    tmp_path: Path,
+) -> None:
+    with simulated_bed(tmp_path, Site(version="24.11", min_job_age=1e9)) as bed:
+        floor = Floor(bed, retries=TABLE, max_concurrent_jobs=1)
+        (other,) = floor.more(1)
+        fail_with_its_node(floor)
+        rules = RetentionRules(remote_completed_days=0.1, remote_failed_days=0.1, local_results_days=0.1)
+        jobs = [JobHistory(one, tuple(floor.history().tasks[one.job_id])) for one in floor.jobs()]
+        with bed.store.transaction(write=False) as unit:
+            case = unit.cases.get(floor.case.case_id)
+        assert case is not None
+        late = datetime.fromtimestamp(bed.clock.now() + 1e6, UTC)
+        plan = plan_case(case, jobs, rules, now=late, named=True)
+        assert (plan.remote.allowed, plan.remote.why) == (False, "it is processing")
+        floor.take(other)
+        floor.until(lambda: floor.report(other.case_id).submission == "standing")
+        assert len(floor.jobs()) == 1
+        floor.until(lambda: floor.report(other.case_id).status == "completed")
+        floor.until("completed")
+
+
+def test_a_retry_has_the_priority_of_what_it_replaces(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.order(Verb.RESUBMIT, priority=7)
+    running(floor)
+    floor.sim.slurm.end("PREEMPTED")
+    floor.until(lambda: len(floor.jobs()) == 3)
+    assert [job.priority for job in floor.jobs()] == [0, 7, 7]
 
 
 def test_an_engine_error_asks_for_a_person(floor: Floor) -> None:

@@ -173,6 +173,32 @@ def test_no_gpu_is_an_error_where_one_is_required(node: Node, visible: str | Non
     assert find_gpu(environ, required=False) == Gpu(visible=visible or "")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unable to determine the device handle for GPU 0000:02:00.0: Unknown Error",
+        "Unable to determine the device handle for GPU0: GPU is lost.  Reboot the system to recover this GPU",
+    ],
+)
+def test_a_gpu_that_its_driver_calls_broken_is_none(node: Node, said: str) -> None:
+    node.smi(f"echo '{said}'; exit 15")
+    with pytest.raises(StageError, match="the driver says that GPU 0 does not work") as failed:
+        find_gpu({"CUDA_VISIBLE_DEVICES": "0"}, required=True)
+    assert failed.value.exit_code == EXIT_NO_GPU
+    assert find_gpu({"CUDA_VISIBLE_DEVICES": "0"}, required=False) == Gpu(visible="0")
+
+
+def test_a_gpu_that_nvml_has_lost_is_none(node: Node) -> None:
+    node.pynvml(
+        "class NVMLError(Exception): pass\n"
+        "def nvmlInit(): pass\n"
+        "def nvmlShutdown(): pass\n"
+        "def nvmlDeviceGetHandleByIndex(index): raise NVMLError('GPU is lost')\n"
+    )
+    with pytest.raises(StageError, match="GPU is lost"):
+        find_gpu({"CUDA_VISIBLE_DEVICES": "0"}, required=True)
+
+
 def test_the_driver_names_the_first_of_the_gpus_that_slurm_gave(node: Node) -> None:
     node.smi(f"""[ "$3" = --id=GPU-7 ] && echo "{NAMED}, 1, 2, 3, 4" """)
     found = find_gpu({"CUDA_VISIBLE_DEVICES": "GPU-7,GPU-8"}, required=True)
