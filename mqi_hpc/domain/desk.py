@@ -169,6 +169,7 @@ class Desk:
         if not badly:
             return
         history = read_history(work.unit, work.case.case_id)
+        current = {task.task_id for task in current_tasks(history)}
         for task in badly:
             decision = decide(history, work.job, task, self._retries, work.now)
             if decision is None:
@@ -178,15 +179,18 @@ class Desk:
                 task.evolve(retry=decision.retry, not_retried=decision.why_not, left_out_until=until)
             )
             if decision.retry is not None:
-                self._promised(work, task, decision.retry)
+                self._promised(work, task, decision.retry, current=task.task_id in current)
 
-    def _promised(self, work: OpenJob, task: Task, retry: Retry) -> None:
+    def _promised(self, work: OpenJob, task: Task, retry: Retry, *, current: bool) -> None:
         if retry.cause is Cause.NO_NODE:
             self._take_back(work)
         data = {"task": task.task_id, "cause": retry.cause, "attempt": retry.attempt, "most": retry.most}
         data |= {"at": retry.at, "without": retry.without}
         work.unit.event("retry promised", work.case.case_id, data)
         _log.info("retry promised", **work.job.log_context(), task=task.task_id, cause=retry.cause)
+        if not current:
+            # A later job that was found on the cluster has it in hand already.
+            return
         who = f"beam {work.case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else task.type
         work.notes.append(f"{who}: {promise(retry)}{f', without {retry.without}' if retry.without else ''}")
 

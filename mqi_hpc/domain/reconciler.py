@@ -241,7 +241,7 @@ def _never_ran(task: Task, reading: Reading, evidence: Evidence, job: Job) -> bo
 
 def _falls_with(interpret: Task | None, reading: Reading) -> bool:
     ending = interpret is not None and interpret.phase == "settling"
-    return ending and reading.word == "CANCELLED" and not reading.cancelled_by_us
+    return ending and reading.word == "CANCELLED"
 
 
 def _failed(interpret: Task) -> bool:

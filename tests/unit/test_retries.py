@@ -15,6 +15,7 @@ from mqi_hpc.core.effects import Submit
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.models import STAGES, SubmitState
 from mqi_hpc.core.requests import Verb
+from mqi_hpc.core.resubmit import first_plan
 from mqi_hpc.core.retention import JobHistory, RetentionRules, plan_case
 from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.domain.task_scheduler import over
@@ -341,6 +342,23 @@ def test_a_death_while_a_retry_is_planned_leaves_the_promise_and_no_job(
     (planned,) = (e for e in floor.events() if e["kind"] == "job planned" and "automatic" in e["data"])
     assert [one["cause"] for one in planned["data"]["automatic"]] == ["node_fail"] * 3
     assert planned["data"]["left_out"] == ["g1"]
+
+
+def test_a_beam_that_a_later_job_has_in_hand_is_said_to_be_retried_by_nobody(floor: Floor) -> None:
+    # As where the store was an older one, and the later job was found on the cluster.
+    floor.take()
+    running(floor)
+    with floor.bed.store.transaction() as unit:
+        floor.home.jobs.plan(unit, floor.case, first_plan(floor.case))
+    floor.bed.node_down("g1")
+    floor.until(lambda: old_ended(floor))
+    assert not promised(floor)
+    assert not any("retry 1 of 3" in text for text in floor.said)
+
+
+def old_ended(floor: Floor) -> bool:
+    beams = [task for task in floor.history().tasks[floor.jobs()[0].job_id] if task.type == "beam_calc"]
+    return all(task.retry is not None for task in beams)
 
 
 # Interpret and convert
