@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mqi_hpc.core.slurm_states import TERMINAL, read_word
+from mqi_hpc.records.layout import STAGES
 
 MARK = "\x1e"
 FIELD = "\x1f"
@@ -27,6 +28,7 @@ _NUMBER = re.compile(r"[0-9]{1,15}\Z")
 _NO_TIME = frozenset({"", "Unknown", "None", "NONE", "N/A", "(null)"})
 _NO_NODE = frozenset({"", "(null)", "None assigned", "None"})
 _TASKS = re.compile(r"([0-9]{1,10})(?:_(?:([0-9]{1,7})|\[([^\[\]]*)\]))?\Z")
+_ENDS_LIKE_OURS = re.compile(r"-j[0-9]{2,6}-(?:interpret|beams|convert)\Z")
 _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7})(?::([1-9][0-9]{0,6}))?)?\Z")
 
 
@@ -122,11 +124,14 @@ def expand_array(expression: str) -> tuple[int, ...]:
 
 
 def parse_squeue(text: str) -> tuple[Row, ...]:
-    """Return a row for every task of our names in squeue's output (format SQUEUE_FORMAT, `-r`)."""
+    """Return a row for every task of our names in squeue's output (format SQUEUE_FORMAT).
+
+    Not with `-r`: squeue 22.05 then leaves out the last task of a waiting array in steps (`0-20:4`)."""
     rows: list[Row] = []
     for job, task, state, reason, submit, node, name in _squeue_table(text):
         # squeue says of a job that is no array: task N/A.
-        tasks = "" if task in ("N/A", "") else f"_{task}" if task.isdecimal() else f"_[{task.strip('[]')}]"
+        bare = task.isdecimal() or task.startswith("[")
+        tasks = "" if task in ("N/A", "") else f"_{task}" if bare else f"_[{task}]"
         if "_" in job:
             raise NotParsed(f"squeue job id {job[:100]!r}")
         word, uid = read_word(state)
@@ -155,7 +160,7 @@ def parse_sacct(text: str) -> tuple[Row, ...]:
     That is one of SACCT_FIELDS, `-n -P -X -D`, separator FIELD.
     """
     rows: list[Row] = []
-    for line in _lines(text):
+    for line in _lines(text, "sacct"):
         fields = line.split(FIELD)
         if len(fields) != len(SACCT_FIELDS):
             raise _miscounted("sacct", fields, len(SACCT_FIELDS))
@@ -206,30 +211,44 @@ def newest(rows: Iterable[Row]) -> Row | None:
 
 
 def parse_receipts(text: str) -> Mapping[str, str]:
-    """Return receipt line by stage from lines `stage name id time`."""
+    """Return receipt line by stage from lines `stage name id time`; of `claimed`, the stage it is said of."""
     receipts: dict[str, str] = {}
-    for line in _lines(text):
+    for line in _lines(text, "receipts"):
         stage, _, rest = line.partition(" ")
-        if not rest or stage in receipts:
-            raise NotParsed(f"receipt line {line[:200]!r}: it has one word, or its stage comes twice")
+        if not rest or stage not in (*STAGES, "claimed") or stage in receipts:
+            raise NotParsed(
+                f"receipt line {line[:200]!r}: of no stage, of one word, or its stage comes twice"
+            )
         receipts[stage] = rest
     return receipts
 
 
-def _lines(text: str) -> list[str]:
-    return [line for line in text.split("\n") if line]
+def _lines(text: str, what: str) -> list[str]:
+    """Return the lines of a text. One without its end was cut, an empty one was made by words of another
+    program that ran into ours and ended theirs."""
+    *lines, rest = text.split("\n")
+    if rest or "" in lines:
+        raise NotParsed(f"{what}: a line that is empty or has no end: {rest[:200]!r}")
+    return lines
 
 
 def _squeue_table(text: str) -> list[list[str]]:
     """Return the fields of each row of our names; a line of other form may be ours and is refused.
 
     The name is the last field, and a foreign one may hold line ends (its rest stands in lines without any
-    FIELD) or FIELD itself: that is no reason to be blind for as long as such a job lives.
+    FIELD) or FIELD itself: that is no reason to be blind for as long as such a job lives. But nothing that
+    ends like one of our names is passed over so: it may be a row of ours that other words ran into.
     """
     table: list[list[str]] = []
     foreign = False
-    for line in _lines(text):
+    *lines, rest = text.split("\n")
+    if rest:
+        raise NotParsed(f"squeue: the last line has no end: {rest[:200]!r}")
+    for line in lines:
         fields = line.split(FIELD)
+        passed = fields if foreign and len(fields) == 1 else fields[7:]
+        if any(MARK in field or _ENDS_LIKE_OURS.search(field) for field in passed):
+            raise _miscounted("squeue", fields, 7)
         if foreign and len(fields) == 1 and "error:" not in line:
             continue
         foreign = len(fields) >= 7 and not fields[6].startswith(PREFIX)

@@ -6,7 +6,6 @@ at both of its ends. A poll with a bad section interrupts a timer: it adds nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -117,25 +116,25 @@ class Timer:
         return replace(self, row=self.row + _INTERRUPTED)
 
 
-_TABLE: tuple[tuple[TableRow, Callable[[Reading], bool]], ...] = (
-    (TableRow.NONE, lambda r: not r.queue_good),
-    (TableRow.LIVE, lambda r: r.live is not None),
-    (TableRow.CANCELLED, lambda r: r.word == "CANCELLED" and (r.cancelled_by_us or r.interpret_failed)),
-    # A word the queue still holds stands without accounting; without one, S is unknown.
-    (TableRow.DOWN, lambda r: r.word not in TERMINAL and r.accounting is Accounting.DOWN),
-    (TableRow.UNREADABLE, lambda r: r.record is Witness.UNREADABLE),
-    (TableRow.COMPLETED_NOT_VALID, lambda r: r.word == "COMPLETED" and r.record is not Witness.VALID),
-    (TableRow.EXIT_UNREADABLE, lambda r: r.word == "COMPLETED" and not r.status_good),
-    (TableRow.COMPLETED_EXIT, lambda r: r.word == "COMPLETED" and r.exit_code not in (0, None)),
-    (TableRow.COMPLETED_VALID, lambda r: r.word == "COMPLETED"),
-    (TableRow.INFRASTRUCTURE, lambda r: r.word in INFRASTRUCTURE),
-    (TableRow.ENDED, lambda r: r.word in TERMINAL),
-    (TableRow.SILENT, lambda r: r.accounting is Accounting.GOOD),
-    (TableRow.EXIT_UNREADABLE, lambda r: not r.status_good),
-    (TableRow.NO_ACCOUNTING, lambda _: True),
-)
-
-
 def row_of(reading: Reading) -> TableRow:
     """Return the first row of the table that fits a reading."""
-    return next(row for row, fits in _TABLE if fits(reading))
+    r, ended = reading, reading.word in TERMINAL
+    completed, valid = r.word == "COMPLETED", r.record is Witness.VALID
+    table = (
+        (TableRow.NONE, not r.queue_good),
+        (TableRow.LIVE, r.live is not None),
+        (TableRow.CANCELLED, r.word == "CANCELLED" and (r.cancelled_by_us or r.interpret_failed)),
+        # A word the queue still holds stands without accounting; without one, S is unknown.
+        (TableRow.DOWN, not ended and r.accounting is Accounting.DOWN),
+        (TableRow.UNREADABLE, r.record is Witness.UNREADABLE),
+        (TableRow.COMPLETED_NOT_VALID, completed and not valid),
+        (TableRow.EXIT_UNREADABLE, completed and not r.status_good),
+        (TableRow.COMPLETED_EXIT, completed and r.exit_code not in (0, None)),
+        (TableRow.COMPLETED_VALID, completed),
+        (TableRow.INFRASTRUCTURE, r.word in INFRASTRUCTURE),
+        (TableRow.ENDED, ended),
+        (TableRow.SILENT, r.accounting is Accounting.GOOD),
+        (TableRow.EXIT_UNREADABLE, not r.status_good),
+        (TableRow.NO_ACCOUNTING, True),
+    )
+    return next(row for row, fits in table if fits)

@@ -73,15 +73,20 @@ class Evidence:
         return section if section is not None and section.exit_code in (0, ABSENT) else None
 
     def listing(self, ref: str) -> Mapping[str, int] | None:
-        """Return bytes by path of the files below a record's folder."""
+        """Return bytes by path of the files below a record's folder; None: no good answer."""
         section = self.sections.get(f"listing:{ref}")
         if section is None or section.exit_code != 0:
             return None
+        # A listing that other words ran into is none: it would give a file another size.
+        *lines, rest = section.text.split("\n")
         sizes = {}
-        for line in section.text.split("\n"):
+        for line in lines:
             size, _, path = line.partition(" ")
-            if size.isdecimal() and path:
-                sizes[path] = int(size)
+            if not size.isdecimal() or not path:
+                return None
+            sizes[path] = int(size)
+        if rest:
+            return None
         return sizes
 
     def cluster_time(self) -> int | None:

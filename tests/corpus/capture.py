@@ -2,7 +2,8 @@
 
     python -m tests.corpus.capture IMAGE [SCENARIO...]
 
-IMAGE is one that `./dev cluster image --suite SUITE` names; a scenario is a function below. It writes tests/corpus/<version of Slurm>/.
+IMAGE is one that `./dev cluster image --suite SUITE` names; a scenario is a function below. It writes
+tests/corpus/<version of Slurm>/.
 """
 
 from __future__ import annotations

@@ -52,8 +52,9 @@ def _setting(line: str) -> tuple[str, str]:
     return f"cp {CONF} /tmp/conf; echo {line} >>{CONF}; {reload}", f"cp /tmp/conf {CONF}; {reload}"
 
 
-def _limit(what: str, set_: str, unset: str) -> tuple[str, str]:
-    return f"sacctmgr -i modify {what} set {set_}", f"sacctmgr -i modify {what} set {unset}"
+def _limit(what: str, set_: str, unset: str) -> dict[str, str]:
+    modify = f"sacctmgr -i modify {what} set"
+    return {"before": f"{modify} {set_}; sleep 1", "after": f"{modify} {unset}; sleep 1"}
 
 
 _ENFORCE = _setting("EnforcePartLimits=ALL")
@@ -108,25 +109,25 @@ PERMANENTLY = [
     Provocation("a user nobody knows", PERMANENT, command="setpriv --reuid=4242 --clear-groups sbatch"),
     Provocation("no sbatch", PERMANENT, command="no-sbatch"),
     Provocation("more time than the qos gives", PERMANENT, "--time=10:00:00",
-                *_limit("qos normal", "maxwall=60 flags=DenyOnLimit", "maxwall=-1 flags=-1")),
+                **_limit("qos normal", "maxwall=60 flags=DenyOnLimit", "maxwall=-1 flags=-1")),
     Provocation("more gpus than the qos gives a job", PERMANENT, "--gres=gpu:2",
-                *_limit("qos normal", "maxtresperjob=gres/gpu=1 flags=DenyOnLimit",
+                **_limit("qos normal", "maxtresperjob=gres/gpu=1 flags=DenyOnLimit",
                         "maxtresperjob=gres/gpu=-1 flags=-1")),
     Provocation("no such cluster", PERMANENT, "--clusters=nowhere"),
 ]  # fmt: skip
 FOR_NOW = [
     Provocation("the user's submit limit", BACKPRESSURE,
-                *_limit("user mqi", "maxsubmitjobs=0", "maxsubmitjobs=-1")),
+                **_limit("user mqi", "maxsubmitjobs=0", "maxsubmitjobs=-1")),
     Provocation("the user's submit limit, and an array", BACKPRESSURE, "--array=0-9",
-                *_limit("user mqi", "maxsubmitjobs=5", "maxsubmitjobs=-1")),
+                **_limit("user mqi", "maxsubmitjobs=5", "maxsubmitjobs=-1")),
     Provocation("the account's submit limit", BACKPRESSURE,
-                *_limit("account mqi", "grpsubmitjobs=0", "grpsubmitjobs=-1")),
+                **_limit("account mqi", "grpsubmitjobs=0", "grpsubmitjobs=-1")),
     Provocation("the qos's submit limit of a user", BACKPRESSURE,
-                *_limit("qos normal", "maxsubmitjobsperuser=0", "maxsubmitjobsperuser=-1")),
+                **_limit("qos normal", "maxsubmitjobsperuser=0", "maxsubmitjobsperuser=-1")),
     Provocation("the qos's submit limit of an account", BACKPRESSURE,
-                *_limit("qos normal", "maxsubmitjobsperaccount=0", "maxsubmitjobsperaccount=-1")),
+                **_limit("qos normal", "maxsubmitjobsperaccount=0", "maxsubmitjobsperaccount=-1")),
     Provocation("the qos's submit limit of all", BACKPRESSURE,
-                *_limit("qos normal", "grpsubmitjobs=0", "grpsubmitjobs=-1")),
+                **_limit("qos normal", "grpsubmitjobs=0", "grpsubmitjobs=-1")),
     Provocation("a partition that takes no jobs", TRANSIENT, "--partition=cpu",
                 before="scontrol update partition=cpu state=inactive",
                 after="scontrol update partition=cpu state=up"),
@@ -194,7 +195,9 @@ def _provoke(cluster: Cluster, one: Provocation, name: str) -> Said:
     wait_until(lambda: not cluster.root("scontrol ping | grep -v UP", check=False).stdout, 60, "slurmctld")
     # What a frozen slurmctld had in its ears it takes up soon after it wakes.
     cluster.root("sleep 1")
-    shown = cluster.root(f"squeue -h -t all --name={shlex.quote(name)} -o %i").stdout.split()
+    # One that was refused leaves a record too, FAILED from the start.
+    states = cluster.root(f"squeue -h -t all --name={shlex.quote(name)} -o %T").stdout.split()
+    shown = [state for state in states if state != "FAILED"]
     cluster.root(f"scancel --name={shlex.quote(name)}", check=False)
     if one.what.startswith("slurmctld has as many"):
         cluster.root("scancel -u mqi")

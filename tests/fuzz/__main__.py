@@ -21,7 +21,9 @@ def main() -> int:
     """Run what the command line asks for."""
     asked = argparse.ArgumentParser(prog="./dev fuzz", description="Generated inputs through every parser.")
     asked.add_argument("--inputs", type=int, default=1_000_000, help="how many in all (default: %(default)s)")
-    asked.add_argument("--seed", type=int, default=1, help="another seed, other inputs (default: %(default)s)")
+    asked.add_argument(
+        "--seed", type=int, default=1, help="another seed, other inputs (default: %(default)s)"
+    )
     asked.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked.add_argument("--only", choices=sorted(TARGETS), help="one parser alone")
     asked.add_argument("--replay", metavar="PARSER:NUMBER", help="show one input and what became of it")

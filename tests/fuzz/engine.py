@@ -112,7 +112,9 @@ def table(tallies: Mapping[str, Tally]) -> str:
     total = Tally()
     for tally in tallies.values():
         total.add(tally)
-    lines = [f"{'parser':12} {'inputs':>9} {'valid':>9} {'damaged':>9} {'same':>9} {'refused':>9} {'wrong':>6}"]
+    lines = [
+        f"{'parser':12} {'inputs':>9} {'valid':>9} {'damaged':>9} {'same':>9} {'refused':>9} {'wrong':>6}"
+    ]
     for name, t in [*tallies.items(), ("all", total)]:
         lines.append(
             f"{name:12} {t.valid + t.damaged:9,} {t.valid:9,} {t.damaged:9,} "

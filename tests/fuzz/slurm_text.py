@@ -82,7 +82,7 @@ class Rows:
 
 
 class Squeue(Rows):
-    """squeue -h -r -t all in our format, of 22.05 to 26.05; rows of other jobs, whose names may be anything."""
+    """squeue -h -t all in our format; rows of other jobs, whose names may be anything."""
 
     name, share = "squeue", 5
 
@@ -136,7 +136,9 @@ class Squeue(Rows):
         elif kind == 3:
             fields[4] = rng.choice(("2026-11-24T15:30:00", "15:30:00", "now", "-5", "1.5e9"))
         elif kind == 4:
-            fields[1] = rng.choice(("[1-3,5-...", "1-3,5-...", "[1-", "3-1", "1,,2", "1-9:0", "x", "[1-3]]", "1 2"))
+            fields[1] = rng.choice(
+                ("[1-3,5-...", "1-3,5-...", "[1-", "3-1", "1,,2", "1-9:0", "x", "[1-3]]", "1 2")
+            )
         elif kind == 5:
             fields[0] = rng.choice(("", "x", f"{fields[0]}_1", f"{fields[0]}+0", " 12", "12 ", "-1"))
         elif kind == 6 and at + 1 < len(lines):
@@ -166,7 +168,9 @@ class Sacct(Rows):
             job += rng.randint(1, 9)
             submit = rng.randint(1_500_000_000, 2_000_000_000)
             if rng.random() < 0.15:
-                lines.append(FIELD.join((str(job), rng.choice(FOREIGN), "RUNNING", "0:0", "x", "y", "z", "", "")))
+                lines.append(
+                    FIELD.join((str(job), rng.choice(FOREIGN), "RUNNING", "0:0", "x", "y", "z", "", ""))
+                )
                 continue
             name = our_name(rng)
             array = rng.random() < 0.6
@@ -192,7 +196,7 @@ class Sacct(Rows):
         return (set(rows), last), "".join(f"{line}\n" for line in lines)
 
     def _row(self, rng: random.Random, job: int, index: int | None, name: str, submit: int) -> Row:
-        word = rng.choice(ENDS + ["RUNNING", "PENDING", "REQUEUED", "REVOKED", "RESIZING"])
+        word = rng.choice([*ENDS, "RUNNING", "PENDING", "REQUEUED", "REVOKED", "RESIZING"])
         began = submit + rng.randint(0, 900) if rng.random() < 0.8 else None
         return Row(
             job=job,
@@ -209,7 +213,9 @@ class Sacct(Rows):
         )
 
     def _line(self, rng: random.Random, row: Row, job_id: str) -> str:
-        times = [f"{t:.0f}" if t is not None else rng.choice(("Unknown", "None")) for t in (row.start, row.end)]
+        times = [
+            f"{t:.0f}" if t is not None else rng.choice(("Unknown", "None")) for t in (row.start, row.end)
+        ]
         node = row.node or rng.choice(("", "None assigned", "(null)"))
         return FIELD.join((job_id, row.name, word_text(row.word, row.by_uid, rng), row.exit_code,
                            f"{row.submit:.0f}", *times, node, row.tres))  # fmt: skip
@@ -231,8 +237,8 @@ class Sacct(Rows):
             fields[4] = rng.choice(("2026-11-24T15:30:00", "15:30:00", "now", "-5", "1.5e9"))
         elif kind == 4:
             job = fields[0].partition("_")[0]
-            fields[0] = rng.choice((f"{job}_[1-3,5-...", f"{job}_[1-3,...]", f"{job}_[", f"{job}_", f"{job}+0",
-                                    f"{job}.batch", f"{job}_[3-1]", f"{job}_1_2", "", "x"))  # fmt: skip
+            rest = ("_[1-3,5-...", "_[1-3,...]", "_[", "_", "+0", ".batch", "_[3-1]", "_1_2", "x")
+            fields[0] = rng.choice((*(job + end for end in rest), "", "x"))
         elif kind == 5 and at + 1 < len(lines):
             fields = [*fields[:-1], fields[-1] + lines.pop(at + 1)]
         elif kind == 6:
@@ -269,7 +275,9 @@ class Arrays(Rows):
         if kind == 1:
             at = rng.randint(0, len(text))
             return text[:at] + rng.choice("[]_ x.;\n٣²") + text[at:]
-        return rng.choice(("-", ",", ":", "%", "1-")) + text if kind == 2 else text + rng.choice((",", "-", ":", "%"))
+        return (
+            rng.choice(("-", ",", ":", "%")) + text if kind == 2 else text + rng.choice((",", "-", ":", "%"))
+        )
 
     def read(self, text: str) -> tuple[int, ...]:
         return expand_array(text)
@@ -313,7 +321,7 @@ class Times(Rows):
 
     def damage(self, rng: random.Random, facts: float, text: str) -> str:
         at = rng.randint(0, len(text))
-        return text[:at] + rng.choice(("x", "::", "-", ".", "+", "\x1f", "\n1")) + text[at:]
+        return text[:at] + rng.choice(("x", "::", ".", "+", "\x1f")) + text[at:]
 
     def read(self, text: str) -> float:
         found = seconds(text)
@@ -345,7 +353,9 @@ class Partitions(Rows):
 
     def damage(self, rng: random.Random, facts: Any, text: str) -> str:
         lines = text.split("\n")
-        lines.insert(rng.randrange(len(lines)), rng.choice((*NOISE, FIELD * 3, FIELD * 7, "sinfo: error: no")))
+        lines.insert(
+            rng.randrange(len(lines)), rng.choice((*NOISE, FIELD * 3, FIELD * 7, "sinfo: error: no"))
+        )
         return "\n".join(lines)
 
     def read(self, text: str) -> dict[str, Any]:
@@ -390,7 +400,9 @@ class Gpus(Rows):
         if kind == 0:
             del fields[rng.randrange(6)]
         elif kind == 1:
-            fields[3] = rng.choice(("gpu:", "gpu", "gpu:a:b:3", "gpu:x", "gpu:2(S:0", "gpu:2)", ":2", "gpu:-1"))
+            fields[3] = rng.choice(
+                ("gpu:", "gpu", "gpu:a:b:3", "gpu:x", "gpu:2(S:0", "gpu:2)", ":2", "gpu:-1")
+            )
         elif kind == 2:
             fields[0] = rng.choice(("", "g[1-2]", "g 1", "-"))
         else:

@@ -9,9 +9,9 @@ from mqi_hpc.core.readings import Accounting
 from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.records.status import StatusLine, encode_line
 
-QUEUED = FIELD.join(("16", "0", "RUNNING", "None", "1800000000", "g1", "mqi-i-k-j01-beams"))
+QUEUED = FIELD.join(("16", "0", "RUNNING", "None", "1800000000", "g1", "mqi-i-k-j01-beams\n"))
 ENDED = FIELD.join(
-    ("16_0", "mqi-i-k-j01-beams", "COMPLETED", "0:0", "1800000000", "1800000001", "1800000002", "g1", "")
+    ("16_0", "mqi-i-k-j01-beams", "COMPLETED", "0:0", "1800000000", "1800000001", "1800000002", "g1", "\n")
 )
 
 
@@ -68,7 +68,7 @@ def test_files_of_a_job() -> None:
         receipts__j=("interpret name 5 6\n", 0),
         status__j=(encode_line(line), 0),
         record__t=("{}", 0),
-        listing__t=("3 a b.raw\nnonsense\n12 c", 0),
+        listing__t=("3 a b.raw\n12 c\n", 0),
     )
     assert evidence.receipts("j") == {"interpret": "name 5 6"}
     assert evidence.status("j") == {("beams", 0): line}
@@ -76,6 +76,13 @@ def test_files_of_a_job() -> None:
     assert record is not None
     assert (record.text, record.exit_code) == ("{}", 0)
     assert evidence.listing("t") == {"a b.raw": 3, "c": 12}
+
+
+@pytest.mark.parametrize(
+    "text", ["3 a b.raw\nnonsense\n12 c\n", "12 c", "12 c\n\n", "1hello\n2 c\n", "12 \n"]
+)
+def test_a_listing_with_a_line_of_another_form_is_none(text: str) -> None:
+    assert poll(listing__t=(text, 0)).listing("t") is None
 
 
 def test_what_is_not_there_is_an_answer_and_what_cannot_be_read_is_none() -> None:

@@ -206,7 +206,34 @@ def test_squeue_rows_of_all_forms() -> None:
     ]
     assert all(row.node == "" for row in rest)
     assert parse_squeue("") == ()
-    assert parse_squeue("\n") == ()
+
+
+@pytest.mark.parametrize("noise", ["hello\n", "\n", "error: no\n", f"{MARK}00 BEGIN squeue\n"])
+def test_what_another_program_says_in_between_takes_no_row_of_ours_away(noise: str) -> None:
+    """Wherever it breaks in, beside a foreign job whose name has lines: the rows are the same, or refused."""
+    text = queue(
+        ("7", "N/A", "RUNNING", "None", "1700000000", "g1", "foreign\njob"),
+        ("8", "N/A", "RUNNING", "None", "1700000000", "g1", OURS),
+        ("9", "N/A", "RUNNING", "None", "1700000000", "g1", "other"),
+    )
+    rows = parse_squeue(text)
+    assert [row.job for row in rows] == [8]
+    for at in range(len(text) + 1):
+        with contextlib.suppress(NotParsed):
+            assert parse_squeue(text[:at] + noise + text[at:]) == rows
+
+
+def test_two_rows_that_ran_into_one_are_refused() -> None:
+    fields = ("N/A", "RUNNING", "None", "1700000000", "g1")
+    text = queue(("7", *fields, "foreign"), ("8", *fields, OURS)).replace("foreign\n", "foreign")
+    with pytest.raises(NotParsed, match="13 fields"):
+        parse_squeue(text)
+
+
+@pytest.mark.parametrize("task", ["[1-3]]", "[[1-3]]", "[1-3", "1-3]", "]"])
+def test_brackets_of_an_array_that_do_not_match_are_refused(task: str) -> None:
+    with pytest.raises(NotParsed):
+        parse_squeue(queue(("8", task, "PENDING", "None", "1700000000", "", OURS)))
 
 
 def test_a_queue_of_slurm_22_05_with_an_array_cancelled_half_way_and_a_name_of_two_lines() -> None:
@@ -332,8 +359,12 @@ def test_an_id_of_ours_that_cannot_be_read_voids_the_section(job_id: str) -> Non
 
 
 def test_an_error_text_or_a_cut_line_voids_the_section() -> None:
-    for text in ("sacct: error: Problem talking to the database", accounted("102_1")[:-40]):
+    cut = accounted("102_1")[:-40]
+    for text in ("sacct: error: Problem talking to the database\n", f"{cut}\n"):
         with pytest.raises(NotParsed, match="fields"):
+            parse_sacct(text)
+    for text in (cut, accounted("102_1")[:-1], f"{accounted('102_1')}\n"):
+        with pytest.raises(NotParsed, match="empty or has no end"):
             parse_sacct(text)
     with pytest.raises(NotParsed, match="SLURM_TIME_FORMAT"):
         parse_sacct(accounted("102_1", Submit="2026-01-01T10:00:00"))
@@ -433,7 +464,14 @@ def test_receipts_by_stage() -> None:
     assert parse_receipts("") == {}
 
 
-@pytest.mark.parametrize("text", ["interpret", "interpret ", "beams a 1 2\nbeams a 1 2\n"])
-def test_receipts_of_no_form_or_twice_are_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["interpret\n", "interpret \n", "beams a 1 2\nbeams a 1 2\n", "Last login: today\n"]
+)
+def test_receipts_of_no_form_or_no_stage_or_twice_are_refused(text: str) -> None:
     with pytest.raises(NotParsed, match="receipt line"):
         parse_receipts(text)
+
+
+def test_receipts_that_are_cut_are_refused() -> None:
+    with pytest.raises(NotParsed, match="no end"):
+        parse_receipts("beams a 1 2\ninterpret a 1")

@@ -43,7 +43,7 @@ told() { # word command...
 
 _LOOK = rf"""{_CLEAN}
 seconds=$1 format=$2 workspace=$3
-told SQUEUE timeout -k 5 "$seconds" squeue -h -a -r -t all -u "$user" -o "$format"
+told SQUEUE timeout -k 5 "$seconds" squeue -h -a -t all -u "$user" -o "$format"
 if [ -n "$workspace" ] && [ -e "$workspace" ]; then
   enter 'the workspace' "$workspace"
   owner=$(head -c 200 .owner 2>&1) || fail 'reading .owner of the workspace' "$owner"

@@ -40,7 +40,7 @@ def observe(effect: Observe, slurm: Slurm, files: FileSystem, clock: VirtualCloc
 
 
 def squeue(jobs: list[SlurmJob], site: Site) -> str:
-    """Return `squeue -h -r -t all` in our format."""
+    """Return `squeue -h -t all` in our format."""
     return "".join(f"{_row(job, element)}\n" for job in jobs for element in _shown(job, site))
 
 
