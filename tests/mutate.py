@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 95.0
 MODULES = {
-    "verdicts": ["test_verdicts"],
-    "readings": ["test_verdicts"],
+    "verdicts": ["test_verdict_words", "test_verdicts"],
+    "readings": ["test_verdict_words", "test_verdicts"],
     "chain_plan": ["test_chain_plan"],
     "resubmit": ["test_resubmit"],
     "retry_causes": ["test_retries"],

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mqi_hpc.core.sbatch_errors import ErrorKind, SbatchError, classify
+from tests.corpus.sample import HOME, VERSIONS
 
 FAILED = "sbatch: error: Batch job submission failed: "
 POLICY = FAILED + "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
@@ -62,3 +68,80 @@ def test_a_client_that_was_cut_short_is_unknown_whatever_it_said(code: int) -> N
 def test_doubt_outweighs_certainty() -> None:
     lines = [FAILED + "Invalid qos specification", FAILED + "Socket timed out on send/recv operation"]
     assert classify(lines, 1).kind is ErrorKind.UNKNOWN
+
+
+# Real texts
+
+
+def real() -> list[tuple[str, dict[str, Any]]]:
+    """What sbatch said on real clusters, the class it must have, and whether a job came of it."""
+    return [
+        (version, said)
+        for version in VERSIONS
+        if (file := HOME / version / "sbatch_errors.json").exists()
+        for said in json.loads(file.read_text("utf-8"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [pytest.param(v, said, id=f"{v}-{said['what']}") for v, said in real()]
+)
+def test_what_a_real_cluster_said_has_its_class(version: str, said: dict[str, Any]) -> None:
+    found = classify(said["lines"], said["exit_code"])
+    assert found.kind == said["kind"], said["lines"]
+    # A job came of it only where we must go and look.
+    assert not said["created"] or found.kind is ErrorKind.UNKNOWN
+
+
+def test_both_versions_gave_texts_of_each_class() -> None:
+    for version in ("22.05", "24.11"):
+        assert {said["kind"] for at, said in real() if at == version} == set(ErrorKind)
+
+
+KNOWN = [said for _, said in real() if said["kind"] != ErrorKind.UNKNOWN]
+DOUBTS = [lines for kind, lines in CASES if kind is ErrorKind.UNKNOWN and lines and "later" not in lines[0]]
+words = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=60)
+
+
+@given(st.lists(words, max_size=4), st.sampled_from(["", "sbatch: error: ", FAILED, "sbatch: fatal: "]))
+def test_what_nobody_knows_is_unknown(lines: list[str], start: str) -> None:
+    # Letters of no alphabet that Slurm writes in: no phrase of ours can come about.
+    assert classify([start + line.translate(GREEK) for line in lines], 1).kind is ErrorKind.UNKNOWN
+
+
+GREEK = {ord(letter): 0x3B1 + n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")} | {
+    ord(letter): 0x3B1 + n for n, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+}
+
+
+@given(st.sampled_from(KNOWN), st.sampled_from(DOUBTS), st.booleans())
+def test_a_doubt_beside_a_text_that_is_known_stays_a_doubt(
+    known: dict[str, Any], doubt: list[str], first: bool
+) -> None:
+    lines = [*doubt, *known["lines"]] if first else [*known["lines"], *doubt]
+    assert classify(lines, known["exit_code"]).kind is ErrorKind.UNKNOWN
+
+
+@given(st.sampled_from(KNOWN), words)
+def test_what_slurmctld_answers_is_known_from_its_first_word_on(known: dict[str, Any], word: str) -> None:
+    """A later version that says more in front of it says something else."""
+    lines = [line.replace(FAILED, f"{FAILED}Not so: {word} ") for line in known["lines"]]
+    if lines != known["lines"]:
+        assert classify(lines, 1).kind is ErrorKind.UNKNOWN
+
+
+def test_two_answers_that_do_not_agree_are_none() -> None:
+    lines = [FAILED + "Invalid qos specification", FAILED + "Resource temporarily unavailable"]
+    assert classify(lines, 1).kind is ErrorKind.UNKNOWN
+    assert classify([FAILED + "Invalid qos specification"] * 2, 1).kind is ErrorKind.PERMANENT
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The answer took too long", "We have permission denied to nobody", "The batch script was accepted",
+     "Invalid option of the day", "Somebody else's job violates accounting/QOS policy",
+     "unable to resolve it all", "Unspecified error"],
+)  # fmt: skip
+def test_a_phrase_in_the_middle_of_another_text_decides_nothing(text: str) -> None:
+    assert classify([f"sbatch: error: So: {text}"], 1).kind is ErrorKind.UNKNOWN
+    assert classify([f"{FAILED}{text}"], 1).kind is ErrorKind.UNKNOWN
