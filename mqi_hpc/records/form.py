@@ -8,6 +8,7 @@ import re
 from typing import Any, Callable, Dict, List, Sequence
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class FormatError(ValueError):
@@ -67,7 +68,7 @@ class Form:
     def text(self, key: str) -> str:
         """Return a string that UTF-8 can hold."""
         value = self.take(key)
-        if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not isinstance(value, str) or _SURROGATE.search(value):
             raise self.wrong(key, "a string", value)
         return value
 

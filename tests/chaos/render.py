@@ -12,6 +12,8 @@ from mqi_hpc.records.chain import encode_chain
 from mqi_hpc.records.layout import CHAIN, SUBMIT_SCRIPT, script
 from tests.support.cluster_config import cluster_config, merged
 
+_READ = ("--partition=", "--account=", "--gres=", "--array=")
+"""The options that a simulated sbatch reads."""
 _DIGEST = "d" * 64
 _GRID = {"size": [40, 30, 300], "spacing": [4, 5, 1], "position": [-80, -75, -280]}
 
@@ -36,7 +38,7 @@ class QuickRenderer(Renderer):
         digests = {call.stage: _DIGEST for call in calls}
         texts[CHAIN] = encode_chain(self._chain(request, calls, digests))
         texts[SUBMIT_SCRIPT] = "".join(
-            f"submit {call.stage} {' '.join(option for option in call.options if ' ' not in option)}\n"
+            f"submit {call.stage} {' '.join(one for one in call.options if one.startswith(_READ))}\n"
             for call in calls
         )
         return {name: text.encode() for name, text in texts.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mqi_hpc.records import layout
 from mqi_hpc.records.chain import Chain, ChainBeam, decode_chain
@@ -21,6 +22,10 @@ from mqi_hpc.records.result import (
 from mqi_hpc.records.status import StatusLine, encode_line
 from tests.support.simulation.clock import VirtualClock
 from tests.support.simulation.filesystem import FileSystem, Stored
+
+
+_decoded = lru_cache(maxsize=256)(decode_chain)
+"""Every stage reads the chain of its job: it never changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,7 @@ class JobFolder:
     @property
     def chain(self) -> Chain:
         """The job's chain.json."""
-        return decode_chain((self.files.read(f"{self.path}/{layout.CHAIN}") or b"").decode())
+        return _decoded((self.files.read(f"{self.path}/{layout.CHAIN}") or b"").decode())
 
     def receipt(self, stage: str) -> tuple[str, int]:
         """Return name and id in a receipt; ("", 0) where there is none."""
