@@ -47,7 +47,8 @@ def _exec_before_commit() -> AbstractContextManager[Any]:
                 return False
             folder = self._jobs.folder(case_id, job.name)
             self._sent.add(job.job_id)
-            self._effects.start(
+            # Past what writes commands down: that takes a transaction of its own.
+            getattr(self._effects, "_inner").start(
                 Submit(case_id=case_id, job_id=job.job_id, job_folder=folder, nonce=self._ids.nonce())
             )
             work.mark(SubmitState.SUBMITTING, "")

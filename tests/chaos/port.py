@@ -16,6 +16,7 @@ from mqi_hpc.core.effects import (
     Observe,
     Scan,
     Submit,
+    Survey,
     Upload,
 )
 from mqi_hpc.core.errors import MQIError
@@ -37,9 +38,10 @@ from tests.support.simulation.task import Start
 
 PLACE: dict[type[Effect], str] = {
     Upload: "upload", Submit: "submit", Observe: "observe", Cancel: "cancel", Download: "download",
-    Scan: "scan",
+    Scan: "scan", Survey: "survey",
 }  # fmt: skip
-_PATIENCE = {"upload": 600.0, "submit": LIFE, "observe": 120.0, "cancel": 120.0, "download": 600.0}
+_PATIENCE = {"upload": 600.0, "submit": LIFE, "observe": 120.0, "cancel": 120.0, "download": 600.0,
+             "survey": 120.0}  # fmt: skip
 """How long (s) the daemon waits for an effect before it calls it an outage."""
 SUBMIT_SECONDS = 300.0
 """How long (s) a submit.sh may live, as the daemon of the simulation is told."""
@@ -315,6 +317,8 @@ class HurtCluster(SimulatedCluster):
                 return Completion(effect=effect, output=transfers.download(effect))
             if isinstance(effect, Observe):
                 return Completion(effect=effect, output=self._look(effect, lag))
+            if isinstance(effect, Survey):
+                return Completion(effect=effect, payload=transfers.survey(effect))
             return self._actions[type(effect)](effect)
         except (MQIError, OSError) as error:
             return Completion(effect=effect, error=str(error), failure=classify(error))

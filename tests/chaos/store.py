@@ -98,6 +98,13 @@ class _Jobs(_Part):
         self._unit.changed.append((old, task))
         self._unit.set(mine, task.task_id, task)
 
+    def drop_tasks(self, job_id: str) -> None:
+        self._unit.set(self._write.tasks, job_id, None)
+
+    def left_out(self, now: float) -> list[Task]:
+        tasks = (task for mine in self._read.tasks.values() for task in mine.values())
+        return sorted((t for t in tasks if (t.left_out_until or 0.0) > now), key=lambda t: t.task_id)
+
     def files(self, job_id: str) -> dict[str, bytes]:
         return dict(self._read.files.get(job_id, {}))
 

@@ -23,7 +23,6 @@ from mqi_hpc.records.status import StatusLine, encode_line
 from tests.support.simulation.clock import VirtualClock
 from tests.support.simulation.filesystem import FileSystem, Stored
 
-
 _decoded = lru_cache(maxsize=256)(decode_chain)
 """Every stage reads the chain of its job: it never changes."""
 
