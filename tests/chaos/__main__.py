@@ -3,8 +3,8 @@
 usage: ./dev chaos [--runs N] [--seed S] [--bug NAME]
        ./dev chaos --replay SEED[:SCHEDULE] [--bug NAME] [--ledger]
 
-Exit code 0: every invariant held in every run, and faults enough struck; 1 otherwise. A seed that fails is shown
-with the shortest schedule that still fails, and the line that plays it again.
+Exit code 0: every invariant held in every run, and faults enough struck; 1 otherwise. A seed that fails is
+shown with the shortest schedule that still fails, and the line that plays it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -63,13 +64,15 @@ def _many(first: int, runs: int, bug: str | None, processes: int) -> int:
             if tally.runs * 10 // runs > before * 10 // runs:
                 print(f"{tally.runs} runs, {len(tally.violations)} violations", file=sys.stderr, flush=True)
     seconds = time.monotonic() - began
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = used.ru_utime + used.ru_stime
     for seed, _ in tally.violations[:_MOST_SHOWN]:
         _tell_violation(shrink(play(seed, bug=bug), bug), bug)
     if len(tally.violations) > _MOST_SHOWN:
         print(f"… and {len(tally.violations) - _MOST_SHOWN} seeds more:")
         for seed, text in tally.violations[_MOST_SHOWN:]:
             print(f"  {seed}: {text[:160]}")
-    print(tell(tally, seconds))
+    print(tell(tally, seconds, cpu_seconds))
     print("every invariant held" if tally.held else "NOT every invariant held, or too few faults struck")
     return 0 if tally.held else 1
 

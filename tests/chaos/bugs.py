@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from mqi_hpc.core import verdicts
 from mqi_hpc.core.effects import ResultFile, Submit
+from mqi_hpc.core.interfaces import IEffects
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus
 from mqi_hpc.core.readings import TableRow
 from mqi_hpc.core.resubmit import JobPlan
@@ -48,7 +49,8 @@ def _exec_before_commit() -> AbstractContextManager[Any]:
             folder = self._jobs.folder(case_id, job.name)
             self._sent.add(job.job_id)
             # Past what writes commands down: that takes a transaction of its own.
-            getattr(self._effects, "_inner").start(
+            inner: IEffects = self._effects._inner  # type: ignore[attr-defined]
+            inner.start(
                 Submit(case_id=case_id, job_id=job.job_id, job_folder=folder, nonce=self._ids.nonce())
             )
             work.mark(SubmitState.SUBMITTING, "")
@@ -79,14 +81,12 @@ def _absence_is_done() -> AbstractContextManager[Any]:
 def _index_renumbered() -> AbstractContextManager[Any]:
     plan_job = JobService.plan
 
-    def renumbered(
-        self: JobService, unit: Any, case: Case, plan: JobPlan, priority: int | None = None
-    ) -> Job:
+    def renumbered(self: JobService, unit: Any, case: Case, plan: JobPlan, *rest: Any, **named: Any) -> Job:
         if plan.indices and len(plan.indices) < len(case.beams):
             beams = tuple(case.beams[index].evolve(index=at) for at, index in enumerate(plan.indices))
             case = case.evolve(beams=beams)
             plan = replace(plan, indices=tuple(range(len(beams))), sources={})
-        return plan_job(self, unit, case, plan, priority)
+        return plan_job(self, unit, case, plan, *rest, **named)
 
     return patch.object(JobService, "plan", renumbered)
 

@@ -1,4 +1,4 @@
-"""The cluster's file system as it was and is: who wrote what where, and what a host with an old cache sees."""
+"""The cluster's file system, as it is and was: who may write what, and what a host with an old cache sees."""
 
 from __future__ import annotations
 

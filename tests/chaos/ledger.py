@@ -10,7 +10,7 @@ from tests.chaos.faults import Fault
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A stage program that passed the fence and took its claim. `published`: the bytes that its record lists."""
+    """A stage program that passed the fence and took its claim, `at` seconds after the beginning."""
 
     key: str
     job: str

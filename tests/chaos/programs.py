@@ -1,4 +1,4 @@
-"""The stage programs under attack: each passes the fence of the simulation, works, and may be hurt on its way."""
+"""The stage programs under attack: each passes the fence, works, and may be hurt on its way."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Programs(Stages):
         self._take = take
         self.twice: Callable[[Program, float], None] = lambda _, __: None
         self.silence: Callable[[Start, float], None] = lambda _, __: None
+        self.begun: Callable[[str, str, str], None] = lambda *_: None
 
     def launch(self, start: Start) -> Program:
         """Return the program of one task, with what is to befall it."""
@@ -53,7 +54,7 @@ class Programs(Stages):
         if "stale" in faults:
             view = StaleView(self._watched, faults["stale"], hides=lambda path: "/receipt." in path)
             seeing = Programs(self._clock, self._watched, self._ledger, self._script, lambda _: ())
-            seeing._files = view
+            seeing._files, seeing.begun = view, self.begun
             inner = seeing.plain(start)
         try:
             code = yield from _between(inner, faults.get("frozen", 0), cut="killed" in faults)
@@ -87,6 +88,7 @@ class Programs(Stages):
         place = (key, job, start.stage, start.index or 0)
         self._ledger.ran.append(Ran(*place, start.submission_id, start.raw_id, self._clock.monotonic()))
         self._ledger.note(self._clock.monotonic(), "claimed", *place, start.submission_id, start.raw_id)
+        self.begun(key, job, start.stage)
         code, text = 0, ""
         if start.stage == "beams" and (faults := self._take("engine")):
             task.fault = faults[0].kind.replace("exit", "exit 9").replace("no-output", "no output")

@@ -58,11 +58,12 @@ class Tally:
         return not (self.violations or self.cut_short or self.thin) and self.median >= FEWEST_MEDIAN
 
 
-def tell(tally: Tally, seconds: float) -> str:
-    """Return the summary of all runs."""
+def tell(tally: Tally, seconds: float, cpu_seconds: float) -> str:
+    """Return the summary of all runs; `cpu_seconds` are those of all processes together."""
     spread = ", ".join(f"{count}: {tally.struck[count]}" for count in sorted(tally.struck))
     lines = [
-        f"{tally.runs} runs in {seconds:.0f} s; {len(tally.violations)} violations; {tally.cut_short} cut short",
+        f"{tally.runs} runs in {seconds:.0f} s ({cpu_seconds:.0f} s of CPU); "
+        f"{len(tally.violations)} violations; {tally.cut_short} cut short",
         f"faults that struck a run: median {tally.median:g}; runs by number of faults: {spread}",
         "",
         _table(tally),

@@ -22,7 +22,7 @@ def case_of(job: SlurmJob) -> str | None:
 
 
 class HurtSlurm(Slurm):
-    """A cluster that can be hurt. `caller` is the head's name of the submit.sh at work, `run` its number, 0: none.
+    """A cluster that can be hurt. `caller` is the head's name of the submit.sh at work, `run` its number.
 
     `deaf` makes the next sbatch or release act and say that it failed.
     """

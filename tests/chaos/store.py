@@ -47,7 +47,10 @@ class _Cases(_Part):
     def put(self, case: Case) -> None:
         cases = self._write.cases
         if case.case_id not in cases or cases[case.case_id].label != case.label:
-            _require_free(c.label == case.label and c.case_id != case.case_id for c in cases.values())
+            _require_free(
+                (c.label == case.label and c.case_id != case.case_id for c in cases.values()),
+                "cases.label",
+            )
         self._unit.set(cases, case.case_id, case)
 
     def all(self) -> list[Case]:
@@ -72,8 +75,11 @@ class _Jobs(_Part):
         old = store.jobs.get(job.job_id)
         if old is None or (old.case_id, old.name) != (job.case_id, job.name):
             _require_free(
-                (j.case_id, j.name) == (job.case_id, job.name) and j.job_id != job.job_id
-                for j in store.jobs.values()
+                (
+                    (j.case_id, j.name) == (job.case_id, job.name) and j.job_id != job.job_id
+                    for j in store.jobs.values()
+                ),
+                "jobs.case_id, jobs.number",
             )
             if old is not None:
                 self._unit.set(store.jobs_of[old.case_id], old.job_id, None)
@@ -94,7 +100,10 @@ class _Jobs(_Part):
         mine = store.tasks.setdefault(task.job_id, {})
         old = mine.get(task.task_id)
         if old is None or _place(old) != _place(task):
-            _require_free(_place(t) == _place(task) and t.task_id != task.task_id for t in mine.values())
+            _require_free(
+                (_place(t) == _place(task) and t.task_id != task.task_id for t in mine.values()),
+                "tasks.job_id, tasks.kind, tasks.number",
+            )
         self._unit.changed.append((old, task))
         self._unit.set(mine, task.task_id, task)
 
@@ -284,9 +293,9 @@ def _place(task: Task) -> tuple[int, int]:
     return _KINDS[task.type], task.index
 
 
-def _require_free(clashes: Iterable[bool]) -> None:
+def _require_free(clashes: Iterable[bool], what: str) -> None:
     if any(clashes):
-        raise StateError("UNIQUE constraint failed")
+        raise StateError(f"UNIQUE constraint failed: {what}")
 
 
 def _require_there(there: bool) -> None:

@@ -1,4 +1,4 @@
-"""submit.sh under attack: each of its steps takes a moment, in which it may die, freeze, or meet another run."""
+"""submit.sh under attack: each step takes a moment, in which it may die, freeze, or meet another run."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Submissions:
             self._clock.later(wait, lambda: self._step(run))
 
     def _hurt(self, run: OneRun, fault: Fault) -> float:
-        """Let a fault befall the step to come; returns how much longer it takes, far below 0: it is not taken."""
+        """Let a fault befall the step to come; returns how much longer it takes, below 0: it is not taken."""
         if fault.kind == "before":
             run.steps.close()
             _lost(run, "submit.sh was killed")

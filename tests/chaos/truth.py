@@ -28,7 +28,7 @@ def sha256(content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CaseFolder:
-    """A case folder as the workstation's scan finds it from `at` (s) on: beams 2, 3, ..., each delivered once."""
+    """A case folder that a scan finds from `at` (s) on: beams 2, 3, ..., each delivered once."""
 
     name: str
     beams: int
@@ -75,7 +75,7 @@ class CaseFolder:
 
 
 def interpreted(key: str, number: int, digests: Mapping[str, str]) -> bytes:
-    """Return what interpret makes of a beam's input, given the SHA-256 of the files it read by remote name."""
+    """Return what interpret makes of a beam's input: SHA-256 of the files it read, by remote name."""
     read = " ".join(f"{name}={digests[name][:16]}" for name in sorted(digests))
     return f"interpreted {key} {number} of {read}\n".encode()
 

@@ -9,7 +9,7 @@ from mqi_hpc.core.effects import Scan
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.core.interfaces import IUnit
-from mqi_hpc.core.models import STAGE_OF, CaseStatus, Task
+from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.domain.recovery import MOST_RERUNS
@@ -38,6 +38,7 @@ _JUMP = 3600.0
 _AFTERMATH = 1000.0
 _PATIENCE = 5000.0
 """When (s) a person cancels what asks for attention still: every fault has healed long ago."""
+_CALLED_OFF = (SubmitState.WITHDRAWN, SubmitState.REFUSED, SubmitState.BURNT)
 _OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
 
 
@@ -101,6 +102,7 @@ class World:
             self.clock, setting.site, setting.script, schedule, self.ledger, self._scanned
         )
         self.cluster.step_clock = self._step_clock
+        self.cluster.programs.begun = self._begun
         self.cluster.in_transaction = lambda: self.store.open
         self.cluster.transfers.delivering = self._delivered
         befall = Befall(self.cluster)
@@ -265,12 +267,21 @@ class World:
             if attention and key not in self._given_up:
                 self._given_up.add(key)
                 if not self.ledger.harm.get(key) and self.ledger.patience[key] < MOST_RERUNS:
-                    text = f"{self.store.cases[key].label} waits for a person, and nothing befell it: {attention}"
+                    label = self.store.cases[key].label
+                    text = f"{label} waits for a person, and nothing befell it: {attention}"
                     self.ledger.broken(self._now(), text)
                 number = sorted(self.store.cases).index(key)
                 self.due_orders.append(Fault("order", "cancel", 1, number))
 
     # Hooks
+
+    def _begun(self, key: str, job: str, stage: str) -> None:
+        """What was called off, long enough ago to be cancelled, begins no work."""
+        found = self.store.jobs[f"{key}-{job}"]
+        if found.submit_state in _CALLED_OFF:
+            self.ledger.broken(
+                self._now(), f"called off, and begun: {key} {job} {stage} is {found.submit_state}"
+            )
 
     def _scanned(self, effect: Scan) -> ScanReport:
         known = {seen.folder for seen in effect.known}
@@ -297,7 +308,7 @@ class World:
             raise Killed
 
     def _judge_changes(self, unit: Unit) -> None:
-        """A task that has ended changes by an order alone, and none ends by a look that did not see the queue."""
+        """What has ended changes by an order alone, and nothing ends by a look that did not see the queue."""
         kinds = [kind for _, kind, _, _ in unit.new_events]
         for before, after in unit.changed:
             if before is None or before.status is after.status:

@@ -39,6 +39,7 @@ from mqi_hpc.infrastructure.state import StateManager, json_state_manager, open_
 from mqi_hpc.infrastructure.state.json_document import DocumentWriter, load_document
 from mqi_hpc.infrastructure.state.schema import SCHEMA_VERSION
 from mqi_hpc.services.archive_service import export_state
+from tests.chaos.store import QuickStore
 from tests.support.bench import make_case
 from tests.support.memory_store import MemoryStore
 from tests.support.world import Clock
@@ -51,9 +52,13 @@ def opened(path: Path, clock: IClock | None = None) -> StateManager:
     return open_store(path, instance="i1", secret=b"secret", clock=clock or Clock())
 
 
-@pytest.fixture(params=[*FILES, "memory"])
+IN_MEMORY = {"memory": MemoryStore, "quick": QuickStore}
+
+
+@pytest.fixture(params=[*FILES, *IN_MEMORY])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    with closing(MemoryStore() if request.param == "memory" else opened(tmp_path / request.param)) as store:
+    made = IN_MEMORY.get(request.param)
+    with closing(made() if made is not None else opened(tmp_path / request.param)) as store:
         yield store
 
 
@@ -465,7 +470,7 @@ def _take(unit: Any, step: tuple[str, Any, Any]) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 def test_all_stores_hold_the_same_after_the_same(tmp_path: Path, transactions: list[Any]) -> None:
     folder = Path(mkdtemp(dir=tmp_path))
-    stores = [MemoryStore(), *(opened(folder / name) for name in FILES)]
+    stores = [MemoryStore(), QuickStore(), *(opened(folder / name) for name in FILES)]
     for steps in transactions:
         said = set()
         for store in stores:
@@ -478,8 +483,8 @@ def test_all_stores_hold_the_same_after_the_same(tmp_path: Path, transactions: l
                 said.add(type(error).__name__)
         assert len(said) == 1
         first, *others = [export_state(store) for store in stores]
-        assert others == [first, first]
-    for number, name in enumerate(FILES, start=1):
+        assert others == [first] * 3
+    for number, name in enumerate(FILES, start=2):
         stores[number].close()
         with closing(opened(folder / name)) as again:
             assert export_state(again) == export_state(stores[0])
