@@ -179,7 +179,8 @@ _WORDS: dict[str, Callable[[Case, _Data], str]] = {
     "sent": _sent,
     "answered": _answered,
     "contradicted": lambda case, data: (
-        f"{_who(case, data['task'])}: {data['verdict']} stands, but Slurm says {data['slurm']}: {data['line']}"
+        f"{_who(case, data['task'])}: {data['verdict']} stands, but Slurm says {data['slurm']}:"
+        f" {data['line']}"
     ),
     "confirmed": lambda case, data: f"{_who(case, data['task'])}: accounting agrees at last: {data['line']}",
     "cancelling": lambda _, data: f"scancel started: {_targets(data)}",

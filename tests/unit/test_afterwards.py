@@ -1,4 +1,4 @@
-"""A verdict stands; what speaks against it later is an event, and asks a person where Slurm had not agreed."""
+"""A verdict stands; what speaks against it later is an event, and asks a person where it was given alone."""
 
 from __future__ import annotations
 
