@@ -407,7 +407,7 @@ class StageJobBeam:
 
 @pytest.mark.parametrize("visible", [None, "", "NoDevFiles"])
 def test_without_a_gpu_nothing_is_computed(job: StageJob, here: Here, visible: str | None) -> None:
-    failed(job, here, 1, "gave this task no GPU", CUDA_VISIBLE_DEVICES=visible)
+    failed(job, here, layout.EXIT_NO_GPU, "gave this task no GPU", CUDA_VISIBLE_DEVICES=visible)
 
 
 def test_a_site_may_do_without(job: StageJob, here: Here) -> None:

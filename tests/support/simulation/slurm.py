@@ -45,7 +45,7 @@ class Slurm(Scheduler):
         self._answer(f"sbatch: error: Batch job submission failed: {_DOWN}")
         if self.submit_limit:
             failed = f"sbatch: error: Batch job submission failed: {_POLICY}"
-            raise SlurmError(f"sbatch: error: {self.submit_limit}; {failed}")
+            raise SlurmError(f"sbatch: error: {self.submit_limit}\n{failed}")
         refusal = self._refusal(request)
         if refusal:
             raise SlurmError(f"sbatch: error: Batch job submission failed: {refusal}")

@@ -99,7 +99,8 @@ class SubmitScript:
                 )
             )
         except SlurmError as error:
-            self._say(f"SBATCH {submission.stage} {error}")
+            for line in str(error).split("\n"):
+                self._say(f"SBATCH {submission.stage} {line}")
             self._say(f"FAILED {submission.stage} {error.exit_code}")
             raise _Finished(75) from error
 
