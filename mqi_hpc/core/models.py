@@ -259,6 +259,11 @@ class Task(_Evolving):
     left_out_until: float | None = None
 
 
+def task_name(case: Case, task: Task) -> str:
+    """Return a task as a person calls it: `beam 3` by its DICOM number, else its kind."""
+    return f"beam {case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else str(task.type)
+
+
 def case_key(secret: bytes, identity: str) -> str:
     """Return 12 letters and digits that name a case on the cluster and tell nothing of the patient.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, task_name
 from mqi_hpc.core.next_task import slurm_tasks
 from mqi_hpc.core.readings import WITHOUT_ACCOUNTING, Accounting
 from mqi_hpc.domain.desk import OpenJob
@@ -45,10 +45,7 @@ def look_back(work: OpenJob, evidence: Evidence) -> None:
             work.unit.event("contradicted", work.case.case_id, {**data, "verdict": task.phase})
             said = f"Slurm has said {ended.word} of it since"
             work.put_task(task.evolve(contradicted=said), why=ended.raw)
-            who = str(task.type)
-            if task.type is TaskType.BEAM_CALC:
-                who = f"beam {work.case.beams[task.index].number}"
-            work.notes.append(f"{who}: {task.phase}, but {said}")
+            work.notes.append(f"{task_name(work.case, task)}: {task.phase}, but {said}")
         elif unconfirmed(task) and evidence.accounting is Accounting.GOOD:
             work.unit.event("confirmed", work.case.case_id, data)
             work.put_task(task.evolve(noted=task.noted + _AGREED))

@@ -13,7 +13,7 @@ from mqi_hpc.core.attention import needs_person, reason, way_on
 from mqi_hpc.core.causes import Cause, Retry
 from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.interfaces import IClock, IStore, IUnit
-from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.models import Case, Job, SubmitState, Task, TaskStatus, task_name
 from mqi_hpc.core.outcome import case_status, left_out
 from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.core.retry_causes import RetryTable, decide
@@ -191,7 +191,7 @@ class Desk:
         if not current:
             # A later job that was found on the cluster has it in hand already.
             return
-        who = f"beam {work.case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else task.type
+        who = task_name(work.case, task)
         work.notes.append(f"{who}: {promise(retry)}{f', without {retry.without}' if retry.without else ''}")
 
     def _take_back(self, work: OpenJob) -> None:
@@ -216,8 +216,7 @@ def attention_of(case: Case, history: History) -> str | None:
     current = current_tasks(history)
     for task in current:
         if needs_person(task):
-            who = f"beam {case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else task.type
-            return f"{who}: {reason(task)} ({way_on(task)})"
+            return f"{task_name(case, task)}: {reason(task)} ({way_on(task)})"
     for index, why in left_out(current).items():
         return f"beam {case.beams[index].number} is done, and convert made no RT Dose of it: {why}"
     if TWIN in case.metadata:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mqi_hpc.core.attention import needs_person
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.interfaces import IUnit
-from mqi_hpc.core.models import Case, CaseStatus, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.models import Case, CaseStatus, SubmitState, Task, TaskStatus, TaskType, task_name
 from mqi_hpc.core.next_task import slurm_tasks, task_of
 from mqi_hpc.core.pruning import marked, require_remote
 from mqi_hpc.core.requests import Request, Verb
@@ -107,7 +107,7 @@ class Orders:
             noted = f"accepted by {request.who}: {request.reason.strip()}"
             changes = {"status": TaskStatus.COMPLETED, "phase": "accepted", "noted": noted}
             open_case.put(task.evolve(**changes), why=noted)
-        said = f"{case.label}: accepted {', '.join(_name(case, task) for task in chosen)}"
+        said = f"{case.label}: accepted {', '.join(task_name(case, task) for task in chosen)}"
         if self._deliver_again(open_case, {t.index for t in chosen if t.type is TaskType.BEAM_CALC}):
             return f"{said}; the results are fetched"
         return f"{said}; not converted yet: `mqi-hpc resubmit --convert-only` makes the RT Dose"
@@ -196,7 +196,7 @@ def _suspects(case: Case, history: History, numbers: Sequence[int] | None) -> li
     for task in suspect:
         if task.record is None:
             raise ProcessingError(
-                f"{case.label}: {_name(case, task)} has no valid record, so there is no dose to accept",
+                f"{case.label}: {task_name(case, task)} has no valid record, so there is no dose to accept",
                 fix="`mqi-hpc resubmit` computes it again",
             )
     return suspect
@@ -204,11 +204,6 @@ def _suspects(case: Case, history: History, numbers: Sequence[int] | None) -> li
 
 def _number(case: Case, task: Task) -> int | None:
     return case.beams[task.index].number if task.type is TaskType.BEAM_CALC else None
-
-
-def _name(case: Case, task: Task) -> str:
-    number = _number(case, task)
-    return str(task.type) if number is None else f"beam {number}"
 
 
 def _refuse_doubt(case: Case, newest: OpenJob) -> None:

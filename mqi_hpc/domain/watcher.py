@@ -9,7 +9,7 @@ from mqi_hpc.core.effects import Completion, JobQuery, Observe
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.lost_chain import NEVER_RAN, left_in_queue
-from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus, TaskType, task_name
 from mqi_hpc.core.next_task import past, slurm_tasks, to_be_cleared, watched
 from mqi_hpc.core.observation import PREFIX, Row
 from mqi_hpc.domain.afterwards import look_back, to_be_confirmed
@@ -235,11 +235,10 @@ def _over(unit: IUnit) -> tuple[set[str], bool]:
 
 def sentence(case: Case, task: Task) -> str:
     """Return a task's state as a person reads it."""
-    who = f"beam {case.beams[task.index].number}" if task.type is TaskType.BEAM_CALC else str(task.type)
     where = f" on {task.node}" if task.node and not task.status.terminal else ""
     tail = f" ({task.detail})" if task.detail else ""
     noted = f" [{task.noted}]" if task.noted and task.status is TaskStatus.COMPLETED else ""
-    return f"{who}: {task.phase}{where}{tail}{noted}"
+    return f"{task_name(case, task)}: {task.phase}{where}{tail}{noted}"
 
 
 def _number(case: Case, task: Task) -> int:
