@@ -31,10 +31,11 @@ TERMINAL = INFRASTRUCTURE | {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEA
 
 _WORD = re.compile(r"([A-Z_]+)\+?(?: by ([0-9]{1,10}))?\Z")
 # Pending reasons that time alone does not lift (squeue manual, JOB REASON CODES; names as of 21.08 to 26.05).
+# `RunMinutes` are those of what runs at once: they pass.
 _BLOCKED = re.compile(
     r"BadConstraints|PartitionNodeLimit|PartitionTimeLimit|PartitionDown|PartitionInactive|InvalidAccount"
     r"|InvalidQOS|AccountNotAllowed|QOSNotAllowed|ReservationDeleted"
-    r"|(?:Assoc|QOS)(?:Max|Grp)\w*Minutes\w*|(?:Assoc|QOS)MaxWallDurationPerJobLimit"
+    r"|(?:Assoc|QOS)(?:Max|Grp)(?:(?!Run)\w)*Minutes\w*|(?:Assoc|QOS)(?:MaxWallDurationPerJob|GrpWall)\w*|QOSMin\w+"
     r"|(?:Assoc|QOS)Max(?:Cpu|Node|GRES|Mem|BB|Billing|License)\w*(?:PerJob|MinutesPerJob)\w*"
 )
 # JobHeldUser, JobHeldAdmin, JobHoldMaxRequeue, "launch failed requeued held"
