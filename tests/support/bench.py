@@ -253,7 +253,7 @@ class Bench:
         kind = {"interpret": "interpret", "beams": "beam_calc", "convert": "convert"}[stage]
         ref = f"{KEY}-j01/{kind}" + (f"-{index}" if stage == "beams" else "")
         self.world.sections[f"record:{ref}"] = (encode_record(record), 0)
-        listing = "\n".join(f"{file.bytes} {file.path}" for file in record.files)
+        listing = "".join(f"{file.bytes} {file.path}\n" for file in record.files)
         self.world.sections[f"listing:{ref}"] = (listing, 0)
 
     def exits(self, *exits: tuple[str, int, int]) -> None:

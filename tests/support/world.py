@@ -167,7 +167,10 @@ class World:
             ))
             for row in self.rows if row.queued
         ]  # fmt: skip
-        texts = {"date": (str(int(self.clock.now())), 0), "squeue": ("".join(f"{line}\n" for line in queue), 0)}
+        texts = {
+            "date": (str(int(self.clock.now())), 0),
+            "squeue": ("".join(f"{line}\n" for line in queue), 0),
+        }
         if effect.sacct_ids:
             texts["sacct"] = ("".join(f"{self._accounted(row, submitted)}\n" for row in self.rows), 0)
         for job in effect.jobs:

@@ -76,7 +76,7 @@ def test_a_record_that_does_not_parse_is_not_valid(bench: Bench, text: str) -> N
 
 def test_a_file_of_another_size_is_not_valid(bench: Bench) -> None:
     bench.beam_done(0)
-    bench.world.sections[f"listing:{KEY}-j01/beam_calc-0"] = ("7 1-0/G0_0_Dose.raw", 0)
+    bench.world.sections[f"listing:{KEY}-j01/beam_calc-0"] = ("7 1-0/G0_0_Dose.raw\n", 0)
     bench.world.sections[STATUS] = (line("exited", code=0), 0)
     bench.turn(120)
     assert "the record says 192 bytes" in beam(bench)[2]
