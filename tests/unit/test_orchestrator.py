@@ -143,7 +143,7 @@ def test_a_chain_of_unknown_fate_is_adopted_by_its_receipts(bench: Bench) -> Non
         receipts = bench.world._submit(effect)
         lines = [line.split(" ", 2) for line in receipts.split("\n") if " RECEIPT " in line]
         text = "\n".join(rest for _, _, rest in lines)
-        bench.world.sections[f"receipts:{effect.job_id}"] = (text, 0)
+        bench.world.sections[f"receipts:{effect.job_id}"] = (f"{text}\n", 0)
         return Completion(effect=effect, error="timed out", failure=Failure.OUTAGE, uncertain=True)
 
     bench.world.answers[Submit] = [submitted_but_silent]
@@ -160,7 +160,7 @@ def test_a_held_head_is_not_a_standing_chain(bench: Bench) -> None:
         bench.world.rows[0].reason = "JobHeldUser"
         lines = [line.split(" ", 2) for line in receipts.split("\n") if " RECEIPT " in line]
         text = "\n".join(rest for _, _, rest in lines)
-        bench.world.sections[f"receipts:{effect.job_id}"] = (text, 0)
+        bench.world.sections[f"receipts:{effect.job_id}"] = (f"{text}\n", 0)
         return Completion(effect=effect, error="timed out", failure=Failure.OUTAGE, uncertain=True)
 
     bench.world.answers[Submit] = [killed_before_release]
@@ -172,7 +172,7 @@ def test_a_held_head_is_not_a_standing_chain(bench: Bench) -> None:
 
 def test_a_foreign_receipt_is_never_adopted(bench: Bench) -> None:
     bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
-    bench.world.sections[f"receipts:{KEY}-j01"] = ("interpret mqi-other-name 5 1800000000", 0)
+    bench.world.sections[f"receipts:{KEY}-j01"] = ("interpret mqi-other-name 5 1800000000\n", 0)
     bench.turn(20)
     assert "mqi-other-name" in (bench.report.attention or "")
     assert bench.report.submission == "ambiguous"
@@ -181,7 +181,7 @@ def test_a_foreign_receipt_is_never_adopted(bench: Bench) -> None:
 @pytest.mark.parametrize("receipt", ["interpret", "interpret no-id 3", "interpret name x y"])
 def test_a_damaged_receipt_holds_the_case_and_harms_nothing_else(bench: Bench, receipt: str) -> None:
     bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
-    bench.world.sections[f"receipts:{KEY}-j01"] = (receipt, 0)
+    bench.world.sections[f"receipts:{KEY}-j01"] = (f"{receipt}\n", 0)
     bench.turn(20)
     assert bench.report.submission == "ambiguous"
     bench.world.dead_sections = {f"receipts:{KEY}-j01"}
@@ -238,7 +238,8 @@ def test_a_refused_array_takes_its_held_head_back(bench: Bench) -> None:
 def test_a_loop_that_has_enough_still_lets_a_cancel_out(bench: Bench) -> None:
     """With `--wait` the case is failed, and the program at its end, before the held head is taken back."""
     name = bench.world.names["interpret"]
-    lines = ["BEGIN", f"RECEIPT interpret {name} 77 1800000000", "SBATCH beams sbatch: error: Invalid qos"]
+    words = "sbatch: error: Batch job submission failed: Invalid qos specification"
+    lines = ["BEGIN", f"RECEIPT interpret {name} 77 1800000000", f"SBATCH beams {words}"]
     bench.world.say(Submit, [*lines, "FAILED beams 1", "DONE 75"], 75)
     bench.world.fail(Cancel, Failure.OUTAGE, "no route to host")
     bench.orchestrator.run_until(lambda: bench.report.status == "failed")
