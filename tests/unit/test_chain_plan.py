@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,6 +15,7 @@ from mqi_hpc.core.chain_plan import (
     StageCall,
     StageResources,
     array_expression,
+    default_comment,
     plan_calls,
     plan_submissions,
 )
@@ -272,3 +273,84 @@ def test_a_comment_slurm_would_not_keep_is_refused(comment: str) -> None:
 def test_a_folder_slurm_would_read_in_another_way_is_refused(folder: str) -> None:
     with pytest.raises(ConfigurationError, match=r"paths\.remote_workspace"):
         calls(0, folder=folder)
+
+
+# The words of each refusal: what, where and what to do, as people read them
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: plan_submissions("i1", KEY, 2, beams(0), ("interpret", "beams")),
+         f"job j02 of {KEY}: the stages interpret, beams are no chain. A job has the stages interpret, beams, "  # noqa: E501
+         "convert, or the last two, or the last of them"),
+        (lambda: plan_submissions("i1", KEY, 2, beams(0), ()),
+         f"job j02 of {KEY}: the stages (none) are no chain. A job has the stages interpret, beams, convert, or "  # noqa: E501
+         "the last two, or the last of them"),
+        (lambda: plan_submissions("a b", KEY, 1, beams(0)),
+         f"instance id 'a b': 'mqi-a b-{KEY}-j01-interpret' is no job name that Slurm keeps everywhere. The name "  # noqa: E501
+         "may have 64 characters: letters, digits, . _ and -"),
+        (lambda: plan_submissions("i1", KEY, 2, beams(4), STAGES[2:]),
+         f"job j02 of {KEY}: beams with array indices [4] cannot be computed by convert alone. Give the job the "  # noqa: E501
+         "stage beams too, or no beams"),
+        (lambda: plan_submissions("i1", KEY, 1, beams(*[1] * 9)),
+         f"job j01 of {KEY}: 9 beams with array indices 1 to 1 cannot be one Slurm array. A job takes 1 to 1000 "  # noqa: E501
+         "beams, each with an index of its own below 1000"),
+        (lambda: calls(0, folder="X%"),
+         "paths.remote_workspace: 'X%' cannot be a job's folder. Slurm needs an absolute path and reads % and "  # noqa: E501
+         "backslash in it as patterns"),
+        (lambda: calls(0, comment="a\n" + "x" * 2000),
+         "slurm.comment: the comment 'a\\n" + "x" * 58 + "' cannot be given to Slurm. It should be one line of "  # noqa: E501
+         "less than 1024 bytes; without it, app.name and app.environment make the comment"),
+        (lambda: array_expression([]), "an array has elements from 0 on, and at least one of them may run"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_where_and_what_to_do(refused: Callable[[], object], words: str) -> None:
+    with pytest.raises((ConfigurationError, ProcessingError, ValueError)) as error:
+        refused()
+    assert str(error.value) == words
+
+
+@pytest.mark.parametrize("folder", ["/scratch/X/j01", "/scratch/a b/j01"])
+def test_other_folders_are_taken(folder: str) -> None:
+    assert f"--chdir={folder}" in calls(0, folder=folder)[0].options
+
+
+@pytest.mark.parametrize(
+    ("environment", "beside"), [("test", " (test)"), ("XXXX", " (XXXX)"), ("production", ""), ("", "")]
+)
+def test_the_comment_of_an_installation_tells_what_it_is(environment: str, beside: str) -> None:
+    about = "unattended proton beam QA; ask the owner of this account"
+    assert default_comment("QA", environment) == f"QA{beside}, {about}"
+
+
+def test_an_expression_is_as_short_as_it_can_be() -> None:
+    assert array_expression([5, 0, 1, 2, 5, 7], 4) == "0-2,5,7%4"
+
+
+@pytest.mark.parametrize(
+    ("extra", "left_out", "exclude"),
+    [
+        ((), (), []),
+        (("--exclude=n9",), (), ["--exclude=n9"]),
+        ((), ("g2", "g1"), ["--exclude=g1,g2"]),
+        # sbatch hears the last one alone: it must name the site's own nodes too.
+        (("--exclude=a=1", "--exclude=n=9", "--nice=5"), ("g2",),
+         ["--exclude=a=1", "--exclude=n=9", "--exclude=g2,n=9"]),
+        (("--reservation=x", "--exclude=g2"), ("g2",), ["--exclude=g2", "--exclude=g2"]),
+    ],
+)  # fmt: skip
+def test_nodes_to_avoid_are_added_to_those_a_site_avoids(
+    extra: tuple[str, ...], left_out: tuple[str, ...], exclude: list[str]
+) -> None:
+    want = replace(RESOURCES["beams"], extra=extra, left_out=left_out)
+    chain = plan_calls(
+        plan_submissions("i1", KEY, 1, beams(0)),
+        {**RESOURCES, "beams": want},
+        folder=FOLDER,
+        comment="qa",
+        account=None,
+        qos=None,
+        gpu_count=None,
+    )
+    assert [option for option in chain[1].options if option.startswith("--exclude")] == exclude
