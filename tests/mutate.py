@@ -23,7 +23,7 @@ MODULES = {
     "verdicts": ["test_verdict_words", "test_verdicts"],
     "readings": ["test_verdict_words", "test_verdicts"],
     "chain_plan": ["test_chain_plan"],
-    "resubmit": ["test_resubmit"],
+    "resubmit": ["test_resubmit_examples", "test_resubmit"],
     "retry_causes": ["test_retries"],
     "retry_plan": ["test_retries"],
 }
