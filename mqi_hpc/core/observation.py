@@ -247,7 +247,9 @@ def _squeue_table(text: str) -> list[list[str]]:
     for line in lines:
         fields = line.split(FIELD)
         passed = fields if foreign and len(fields) == 1 else fields[7:]
-        if any(MARK in field or _ENDS_LIKE_OURS.search(field) for field in passed):
+        # A digit at its front: a row's id that was torn in two.
+        torn = foreign and len(fields) == 1 and line[:1].isdecimal()
+        if torn or any(MARK in field or _ENDS_LIKE_OURS.search(field) for field in passed):
             raise _miscounted("squeue", fields, 7)
         if foreign and len(fields) == 1 and "error:" not in line:
             continue

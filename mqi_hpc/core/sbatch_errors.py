@@ -66,7 +66,7 @@ _REFUSED = (
 _NOT_ASKED_FOR_NOW = re.compile(
     r"fatal: (?:unable to process configuration file|could not establish a configuration source)"
     r"|(?:s_p_parse_file: )?unable to (?:status|open|read) (?:file )?\S*slurm\.conf"
-    r"|failed to connect to authentication agent|(?:fatal: )?unable to resolve "
+    r"|failed to connect to authentication agent|unable to establish control machine address"
 )
 _NOT_ASKED = re.compile(
     r"invalid --[a-z-]+ specification|unrecognized option|invalid option --|option '?--[a-z-]+'? requires"
@@ -90,7 +90,9 @@ def classify(lines: Sequence[str], exit_code: int) -> SbatchError:
     words = [_bare(line) for line in lines]
     if any(phrase in line for line in words for phrase in _DOUBT):
         return SbatchError(ErrorKind.UNKNOWN, text)
-    answers = {_answered(match[1], words) for line in words if (match := _ANSWER.match(line))}
+    # "No error" is what is told where slurmctld was not reached at all.
+    told = [match[1] for line in words if (match := _ANSWER.match(line)) and match[1] != "no error"]
+    answers = {_answered(answer, words) for answer in told}
     if not answers:
         answers = {kind for line in words if (kind := _of_sbatch(line))}
     # Two that do not agree are no answer.

@@ -56,7 +56,7 @@ def decode_line(text: str) -> StatusLine:
 def decode_lines(text: str) -> List[StatusLine]:
     """Return the lines of `text`. A last line without an end is still being written: it says nothing yet."""
     whole, _, _ = text.rpartition("\n")
-    return [decode_line(line) for line in whole.split("\n") if line]
+    return [decode_line(line) for line in whole.split("\n")] if whole else []
 
 
 def newest(lines: List[StatusLine]) -> Dict[Tuple[str, int], StatusLine]:

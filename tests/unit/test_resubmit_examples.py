@@ -138,6 +138,14 @@ def test_interprets_output_counts_only_with_its_record() -> None:
     )
 
 
+def test_a_record_of_an_interpret_that_failed_does_not_count() -> None:
+    history = first(FAILED, (FAILED,) * 3, FAILED)
+    (one,) = history.jobs
+    kept = [replace(task, record="a record") for task in history.tasks[one.job_id]]
+    plan = plan_resubmit(CASE, History(jobs=history.jobs, tasks={one.job_id: kept}))
+    assert plan == JobPlan(indices=(0, 1, 2))
+
+
 def test_what_a_new_job_replaces_is_every_convert_that_has_not_ended() -> None:
     history = then(then(STILL, {1: FAILED}, DONE), {1: RUNS}, RUNS)
     assert [(one.name, stage) for one, stage in stale(history)] == [("j01", "convert"), ("j03", "convert")]
