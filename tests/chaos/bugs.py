@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,7 +75,7 @@ def _absence_is_done() -> AbstractContextManager[Any]:
     def done(poll: Any) -> verdicts.Verdict:
         return verdicts._end(TaskStatus.COMPLETED, "done", "", poll.timer)
 
-    return patch.dict(verdicts._RULES, {TableRow.SILENT: done, TableRow.NO_ACCOUNTING: done})  # type: ignore[arg-type]
+    return patch.dict(verdicts._RULES, {TableRow.SILENT: done, TableRow.NO_ACCOUNTING: done})
 
 
 def _index_renumbered() -> AbstractContextManager[Any]:
@@ -108,7 +108,7 @@ def _receipt_replaced() -> AbstractContextManager[Any]:
 
 
 def _no_fence() -> AbstractContextManager[Any]:
-    def admitted(self: Stages, start: task.Start) -> Iterator[float]:
+    def admitted(self: Stages, start: task.Start) -> Generator[float, None, task.Task]:
         job = task.JobFolder(self._files, start.folder)
         chain = job.chain
         beam = chain.beam(start.index or 0) if start.stage == "beams" else None

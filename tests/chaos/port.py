@@ -237,7 +237,7 @@ class HurtCluster(SimulatedCluster):
         if not flight.alive:
             return
         if isinstance(effect, Scan):
-            self._act(flight)
+            self._perform(flight)
             return
         if self.link.refused:
             self._refuse(flight, Failure.ACCESS, "the host does not take our key")
@@ -247,7 +247,7 @@ class HurtCluster(SimulatedCluster):
             self._half(effect)
             self.kill(with_children=True)
         else:
-            self._act(flight)
+            self._perform(flight)
 
     def _refuse(self, flight: _Flight, failure: Failure, error: str) -> None:
         flight.deliver(Completion(effect=flight.effect, error=error, failure=failure))
@@ -260,7 +260,7 @@ class HurtCluster(SimulatedCluster):
         elif isinstance(effect, Cancel):
             self._cancel(replace(effect, targets=effect.targets[:1]))
 
-    def _act(self, flight: _Flight) -> None:
+    def _perform(self, flight: _Flight) -> None:
         effect, faults = flight.effect, flight.faults
         place = PLACE[type(effect)]
         frozen = float(faults.get("frozen", 0))

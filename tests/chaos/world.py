@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 
 from mqi_hpc.core.effects import Scan
 from mqi_hpc.core.errors import ProcessingError
@@ -114,7 +115,7 @@ class World:
                 befall.plan(fault)
                 self._last = max(self._last, float(fault.at))
             elif fault.place == "order" and fault.at:
-                self.clock.later(float(fault.at), lambda fault=fault: self.due_orders.append(fault))
+                self.clock.later(float(fault.at), partial(self.due_orders.append, fault))
             elif fault.place == "order":
                 self.over_orders.append(fault)
         self._orders = 0
