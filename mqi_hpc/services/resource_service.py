@@ -32,8 +32,10 @@ class ResourceService:
         """
         if self._gpu_count is None:
             return True
-        others = sum(n for job, n in unit.resources.holdings().items() if job != job_id)
-        if others + count > self._gpu_count:
+        holdings = unit.resources.holdings()
+        others = sum(n for job, n in holdings.items() if job != job_id)
+        # Jobs found on the cluster took theirs, free or not: none of them waits for another to give some back.
+        if others + count > self._gpu_count and count > holdings.get(job_id, 0):
             return False
         unit.resources.hold(job_id, count)
         return True

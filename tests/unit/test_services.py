@@ -33,6 +33,22 @@ def test_slots_are_taken_and_given_back() -> None:
     assert (service.throttle(9), service.throttle(2), resources(None).throttle(9)) == (4, 2, None)
 
 
+def test_jobs_found_on_the_cluster_do_not_wait_for_each_other_to_give_slots_back() -> None:
+    # Found by ./dev chaos: two of them, submitted in part, were never completed.
+    store = MemoryStore()
+    service = ResourceService(store, gpu_count=2, min_disk_space_gb=0, free_bytes=lambda: 1)
+    with store.transaction() as unit:
+        service.claim(unit, "first", 2)
+        service.claim(unit, "second", 3)
+        assert service.hold(unit, "first", 2)
+        assert service.hold(unit, "second", 2)
+        assert not service.hold(unit, "third", 1)
+        service.release(unit, "first")
+        assert not service.hold(unit, "third", 1)
+        service.release(unit, "second")
+        assert service.hold(unit, "third", 1)
+
+
 def test_disk_space() -> None:
     assert resources(None).check_disk_space()
     resources(None).require_disk_space()
