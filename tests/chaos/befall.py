@@ -9,6 +9,7 @@ from mqi_hpc.core.errors import ConnectionError
 from tests.chaos.faults import Fault
 from tests.chaos.port import HurtCluster
 from tests.chaos.slurm import ROOT, case_of
+from tests.chaos.store import QuickStore, Snapshot
 from tests.support.simulation.filesystem import Stored
 from tests.support.simulation.jobs import Element, SlurmError, SlurmJob
 
@@ -18,8 +19,10 @@ _LONGEST_HOLD = 600.0
 class Befall:
     """Plans what a schedule lets befall a cluster; each thing heals after a while."""
 
-    def __init__(self, cluster: HurtCluster) -> None:
+    def __init__(self, cluster: HurtCluster, store: QuickStore) -> None:
         self._cluster = cluster
+        self._store = store
+        self._backups: dict[Fault, Snapshot] = {}
         self._clock = cluster.clock
         self._slurm = cluster.hurt_slurm
         self._ledger = cluster.ledger
@@ -29,6 +32,8 @@ class Befall:
         """Let it happen when its time has come."""
         action = getattr(self, f"_{fault.kind.replace('-', '_')}")
         self._clock.later(float(fault.at), partial(self._happen, fault, action))
+        if fault.kind == "store-older":
+            self._clock.later(float(max(0, fault.at - fault.amount)), partial(self._back_up, fault))
 
     def _happen(self, fault: Fault, action: Callable[[Fault], bool]) -> None:
         if action(fault):
@@ -138,6 +143,16 @@ class Befall:
 
     def _key_refused(self, fault: Fault) -> bool:
         return self._for("key", fault.amount, lambda on: setattr(self._cluster.link, "refused", on))
+
+    def _back_up(self, fault: Fault) -> None:
+        self._backups[fault] = self._store.snapshot()
+
+    def _store_older(self, fault: Fault) -> bool:
+        """The store's disk dies; the daemon starts on a backup, or an empty store, with the same secret."""
+        self._cluster.kill(with_children=bool(fault.at % 2))
+        self._cluster.forget()
+        self._store.put_back(self._backups.pop(fault))
+        return True
 
     def _disk_full(self, fault: Fault) -> bool:
         files = self._cluster.files

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-EFFECTS = ("upload", "submit", "observe", "cancel", "download", "scan")
+EFFECTS = ("upload", "submit", "observe", "cancel", "download", "scan", "survey")
 COMMIT = "commit"
 STEPS = ("sbatch", "receipt", "release")
 """Steps of submit.sh, each between a look at the queue and what follows it."""
@@ -36,6 +36,7 @@ NO_SENSE = {
     ("cancel", "stale"): "scancel reads no file",
     ("download", "stale"): "a look has seen the files; a name that a host has never asked for is not cached",
     ("scan", "stale"): "the case folders are read as they are; that they grow is intake's (test_scanner.py)",
+    ("survey", "stale"): "it reads a folder that no host writes to any more",
     ("scan", "before"): "a scan does not leave the workstation: it does not fail on the way",
     ("scan", "lost"): "the same",
     ("sbatch", "killed"): "submit.sh killed between two steps is `before` and `after`",
@@ -50,14 +51,15 @@ CELLS = tuple((place, kind) for place in PLACES for kind in KINDS if (place, kin
 CLUSTER = (
     "ctld-down", "ctld-lost", "dbd-down", "node-down", "node-silent", "admin-cancel", "admin-hold",
     "requeue", "preempt", "outage", "key-refused", "disk-full", "files-away", "bits-flipped", "dose-damaged",
+    "store-older",
 )  # fmt: skip
 ENGINE = ("exit", "no-output", "other-beam", "cut", "rubbish")
 ORDERS = ("cancel", "resubmit", "accept", "fetch")
 
 _FORM = re.compile(r"([a-z-]+):([a-z-]+)@(\d+)~(\d+)\Z")
 
-_FIRST = {"upload": 4, "submit": 4, "observe": 30, "cancel": 2, "download": 4, "scan": 4, COMMIT: 60,
-          "sbatch": 9, "receipt": 9, "release": 3, "interpret": 3, "beams": 7, "convert": 3}  # fmt: skip
+_FIRST = {"upload": 4, "submit": 4, "observe": 30, "cancel": 2, "download": 4, "scan": 4, "survey": 2,
+          COMMIT: 60, "sbatch": 9, "receipt": 9, "release": 3, "interpret": 3, "beams": 7, "convert": 3}  # fmt: skip
 """Up to which occurrence of a place faults are drawn: more is seldom come to."""
 
 
@@ -109,6 +111,9 @@ def draw_schedule(seed: int) -> Schedule:
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         kind = rng.choice(CLUSTER)
         faults.append(Fault("cluster", kind, rng.randint(1, 150), rng.choice((10, 40, 120, 400, 900))))
+    if any(fault.place == "survey" for fault in faults):
+        # Else no folder is ever found to be taken.
+        faults.append(Fault("cluster", "store-older", rng.randint(8, 150), 900))
     if rng.random() < 0.25:
         faults.append(Fault("engine", rng.choice(ENGINE), rng.randint(1, 8), 0))
     if rng.random() < 0.4 or any(fault.place == "cancel" for fault in faults):

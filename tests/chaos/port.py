@@ -217,6 +217,10 @@ class HurtCluster(SimulatedCluster):
             self._broken(f"submitted blindly: {effect.job_id} {ago:.0f} s after a run of unknown fate")
         self._sent[effect.job_id] = flight
 
+    def forget(self) -> None:
+        """Take it that whoever submits next cannot know of what was submitted."""
+        self._unsure.clear()
+
     def heard(self, completion: Completion) -> None:
         """Note what the daemon is told of a submission."""
         if isinstance(completion.effect, Submit):

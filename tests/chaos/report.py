@@ -49,7 +49,7 @@ class Tally:
     @property
     def thin(self) -> list[str]:
         """The cells that were struck less often than they should have been, in 10 000 runs."""
-        fewest = FEWEST_IN_CELL * min(1.0, self.runs / 10_000)
+        fewest = FEWEST_IN_CELL * min(self.runs, 10_000) // 10_000
         return [f"{place} {kind}" for place, kind in CELLS if self.cells[place, kind] < fewest]
 
     @property

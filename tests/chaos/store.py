@@ -19,6 +19,7 @@ from mqi_hpc.core.monitoring import StoreCounts
 from tests.support.world import Clock
 
 _KINDS = {kind: at for at, kind in enumerate(TaskType)}
+Snapshot = tuple[Any, ...]
 _Event = tuple[float, str, str | None, str]
 
 
@@ -267,6 +268,19 @@ class QuickStore:
             self._chained.append(event)
             head = event.digest
         return self._chained
+
+    def snapshot(self) -> Snapshot:
+        """Return all there is now."""
+        tasks = {job_id: dict(mine) for job_id, mine in self.tasks.items()}
+        jobs_of = {case_id: dict(mine) for case_id, mine in self.jobs_of.items()}
+        parts = (dict(self.cases), dict(self.jobs), jobs_of, tasks, dict(self.files), dict(self.slots))
+        return (*parts, dict(self.folders), list(self.log))
+
+    def put_back(self, snapshot: Snapshot) -> None:
+        """Be what the store was once: a backup of it was put in its place."""
+        self.cases, self.jobs, self.jobs_of, self.tasks, *rest = snapshot
+        self.files, self.slots, self.folders, self.log = rest
+        self._chained.clear()
 
     def cut(self, length: int) -> None:
         """Forget the events from number `length` + 1 on: they did not come to stand."""

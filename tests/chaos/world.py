@@ -106,7 +106,7 @@ class World:
         self.cluster.programs.begun = self._begun
         self.cluster.in_transaction = lambda: self.store.open
         self.cluster.transfers.delivering = self._delivered
-        befall = Befall(self.cluster)
+        befall = Befall(self.cluster, self.store)
         self.over_orders: list[Fault] = []
         self.due_orders: list[Fault] = []
         self._last = 0.0
