@@ -34,7 +34,7 @@ class ResourceService:
             return True
         holdings = unit.resources.holdings()
         others = sum(n for job, n in holdings.items() if job != job_id)
-        # Jobs found on the cluster took theirs, free or not: none of them waits for another to give some back.
+        # Jobs found on the cluster took theirs, free or not: none of them waits for another's.
         if others + count > self._gpu_count and count > holdings.get(job_id, 0):
             return False
         unit.resources.hold(job_id, count)

@@ -58,8 +58,10 @@ ORDERS = ("cancel", "resubmit", "accept", "fetch")
 
 _FORM = re.compile(r"([a-z-]+):([a-z-]+)@(\d+)~(\d+)\Z")
 
-_FIRST = {"upload": 4, "submit": 4, "observe": 30, "cancel": 2, "download": 4, "scan": 4, "survey": 2,
-          COMMIT: 60, "sbatch": 9, "receipt": 9, "release": 3, "interpret": 3, "beams": 7, "convert": 3}  # fmt: skip
+_FIRST = {
+    "upload": 4, "submit": 4, "observe": 30, "cancel": 2, "download": 4, "scan": 4, "survey": 2, COMMIT: 60,
+    "sbatch": 9, "receipt": 9, "release": 3, "interpret": 3, "beams": 7, "convert": 3,
+}  # fmt: skip
 """Up to which occurrence of a place faults are drawn: more is seldom come to."""
 
 
