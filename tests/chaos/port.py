@@ -107,6 +107,7 @@ class HurtCluster(SimulatedCluster):
         self.session = 0
         self.done: list[Completion] = []
         self.killed = False
+        self.fetching: Callable[[Download], None] = lambda _: None
         self.in_transaction: Callable[[], bool] = lambda: False
         self.saw_queue: bool | None = None
         self._unsure: dict[str, float] = {}
@@ -172,6 +173,8 @@ class HurtCluster(SimulatedCluster):
             self._broken(f"sent before its intent was committed: {place}")
         if isinstance(effect, Submit):
             self._submitting(effect, flight)
+        elif isinstance(effect, Download):
+            self.fetching(effect)
         if place == "submit" and flight.faults:
             self.ledger.patience[effect.case_id] += 1  # type: ignore[union-attr]
         self._later(self.link.seconds[type(effect)], self._arrive, flight)

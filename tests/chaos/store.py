@@ -227,6 +227,7 @@ class QuickStore:
         self.before: Callable[[Unit], None] = lambda _: None
         self.after: Callable[[], None] = lambda: None
         self.open = False
+        self.backups = 0
         self.cases: dict[str, Case] = {}
         self.jobs: dict[str, Job] = {}
         self.jobs_of: dict[str, dict[str, str]] = {}
@@ -278,6 +279,7 @@ class QuickStore:
 
     def put_back(self, snapshot: Snapshot) -> None:
         """Be what the store was once: a backup of it was put in its place."""
+        self.backups += 1
         self.cases, self.jobs, self.jobs_of, self.tasks, *rest = snapshot
         self.files, self.slots, self.folders, self.log = rest
         self._chained.clear()

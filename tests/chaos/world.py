@@ -6,13 +6,14 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
-from mqi_hpc.core.effects import Scan
+from mqi_hpc.core.effects import Download, Scan
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.core.interfaces import IUnit
-from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task
+from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
+from mqi_hpc.core.resubmit import current_tasks
 from mqi_hpc.domain.recovery import MOST_RERUNS
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.task_scheduler import over
@@ -104,6 +105,7 @@ class World:
         )
         self.cluster.step_clock = self._step_clock
         self.cluster.programs.begun = self._begun
+        self.cluster.fetching = self._fetching
         self.cluster.in_transaction = lambda: self.store.open
         self.cluster.transfers.delivering = self._delivered
         befall = Befall(self.cluster, self.store)
@@ -278,8 +280,11 @@ class World:
 
     def _begun(self, key: str, job: str, stage: str) -> None:
         """What was called off, long enough ago to be cancelled, begins no work."""
-        found = self.store.jobs[f"{key}-{job}"]
-        if found.submit_state in _CALLED_OFF:
+        found = self.store.jobs.get(f"{key}-{job}")
+        if self.store.backups:
+            # What a store has forgotten it cannot call off before it is found again.
+            return
+        if found is not None and found.submit_state in _CALLED_OFF:
             self.ledger.broken(
                 self._now(), f"called off, and begun: {key} {job} {stage} is {found.submit_state}"
             )
@@ -320,6 +325,17 @@ class World:
             elif after.status.terminal and self.cluster.saw_queue is False and after.type in STAGE_OF:
                 text = f"{after.task_id} is {after.phase} by a look that did not see the queue"
                 self.ledger.broken(self._now(), text)
+
+    def _fetching(self, effect: Download) -> None:
+        """Nothing is fetched that is not done, or accepted, at that moment."""
+        with self.store.transaction(write=False) as unit:
+            case, history = unit.cases.get(effect.case_id), read_history(unit, effect.case_id)
+        assert case is not None
+        current = [task for task in current_tasks(history) if task.type is TaskType.BEAM_CALC]
+        done = {case.beams[task.index].number for task in current if task.status is TaskStatus.COMPLETED}
+        for result in effect.results:
+            if int(result.local.split("_")[1]) not in done:
+                self.ledger.broken(self._now(), f"fetched, and not done: {case.label}/{result.local}")
 
     def _delivered(self, effect: object, name: str, content: bytes) -> None:
         self.ledger.delivered[name] = content
