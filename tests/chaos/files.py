@@ -49,6 +49,8 @@ class WatchedFiles(FileSystem):
         if self.exists(f"{new}/{layout.MANIFEST}") and (wrong := unlike(self, new)) is not None:
             text = f"{new} stands under its name, and {wrong} is not what its manifest says"
             self.ledger.broken(self.clock.monotonic(), text)
+        for path in [path for path in self.folders if path.startswith(f"{old}/")]:
+            self._folder_born(new + path[len(old) :])
         for below, stored in self.walk(new):
             self._born(f"{new}/{below}", stored)
         stored_itself = self.stat(new)

@@ -84,7 +84,8 @@ class HurtTransfers(Transfers):
         same = self._watched.read(f"{folder}/{MANIFEST}") == self._watched.read(f"{temporary}/{MANIFEST}")
         self._files.remove(temporary)
         if not same:
-            raise IntegrityError(f"a folder with another {MANIFEST} stands there already", where=folder)
+            # The script's mv fails, and so does its look at what is there: the next upload looks before it sends.
+            raise ConnectionError(f"{folder} could not be given its name")
 
     def _on_its_way(self, stored: Stored) -> Stored:
         if not self.flip:
