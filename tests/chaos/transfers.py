@@ -84,7 +84,7 @@ class HurtTransfers(Transfers):
         same = self._watched.read(f"{folder}/{MANIFEST}") == self._watched.read(f"{temporary}/{MANIFEST}")
         self._files.remove(temporary)
         if not same:
-            # The script's mv fails, and so does its look at what is there: the next upload looks before it sends.
+            # The script's mv fails, and so does its look at what is there: the next upload looks again.
             raise ConnectionError(f"{folder} could not be given its name")
 
     def _on_its_way(self, stored: Stored) -> Stored:
