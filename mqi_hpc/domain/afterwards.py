@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mqi_hpc.core.models import STAGE_OF, Job, SubmitState, Task, TaskStatus, task_name
 from mqi_hpc.core.next_task import slurm_tasks
+from mqi_hpc.core.observation import Row
 from mqi_hpc.core.readings import WITHOUT_ACCOUNTING, Accounting
 from mqi_hpc.domain.desk import OpenJob
 from mqi_hpc.domain.evidence import Evidence
@@ -26,26 +27,38 @@ def to_be_confirmed(job: Job, tasks: Sequence[Task]) -> bool:
 
 
 def look_back(work: OpenJob, evidence: Evidence) -> None:
-    """Note what a look says of done tasks: that accounting agrees at last, or another end than COMPLETED.
+    """Note what a look says of judged tasks: that accounting agrees at last, or something else than before.
 
-    A controller that came back from an older state rewrites ended tasks to NODE_FAIL or CANCELLED: where
-    Slurm had agreed once, that is an event alone. Where it had not spoken before, a person is asked.
+    A controller that came back from an older state rewrites ended tasks to NODE_FAIL or CANCELLED, and an
+    administrator may requeue one: where Slurm had agreed once, that is an event alone. Where it had not
+    spoken before, a person is asked. A row for many tasks does not count: Slurm does not keep it up to date.
     """
     if evidence.queue is None:
         return
     for task in slurm_tasks(list(work.tasks)):
         submission = work.job.submission(STAGE_OF[task.type])
-        if task.status is not TaskStatus.COMPLETED or task.contradicted or submission is None:
+        if not task.status.terminal or task.contradicted or submission is None:
             continue
         live, ended = slurm_rows(submission, task, evidence, begun=True)
-        if live is not None or ended is None or not ended.terminal:
+        row = live or ended
+        if row is None or row.collapsed:
             continue
-        data = {"task": task.task_id, "slurm": ended.word, "line": ended.raw}
-        if ended.word != "COMPLETED":
+        data = {"task": task.task_id, "slurm": row.word, "line": row.raw}
+        if _speaks_against(task, row):
             work.unit.event("contradicted", work.case.case_id, {**data, "verdict": task.phase})
-            said = f"Slurm has said {ended.word} of it since"
-            work.put_task(task.evolve(contradicted=said), why=ended.raw)
+            said = f"Slurm has said {row.word} of it since"
+            work.put_task(task.evolve(contradicted=said), why=row.raw)
             work.notes.append(f"{task_name(work.case, task)}: {task.phase}, but {said}")
-        elif unconfirmed(task) and evidence.accounting is Accounting.GOOD:
+        elif unconfirmed(task) and row.word == "COMPLETED" and evidence.accounting is Accounting.GOOD:
             work.unit.event("confirmed", work.case.case_id, data)
             work.put_task(task.evolve(noted=task.noted + _AGREED))
+
+
+def _speaks_against(task: Task, row: Row) -> bool:
+    """Whether a row of Slurm says another thing of a judged task than its verdict does."""
+    if task.status is TaskStatus.CANCELLED:
+        return False
+    if not row.terminal:
+        return not row.ending
+    done = task.status is TaskStatus.COMPLETED
+    return row.word != "COMPLETED" if done else row.word == "COMPLETED" != task.slurm

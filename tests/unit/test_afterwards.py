@@ -123,3 +123,39 @@ def test_where_slurm_had_agreed_a_later_word_is_an_event_alone(floor: Floor) -> 
     floor.order(Verb.CANCEL)
     report = floor.until("partial")
     assert [beam.verdict for beam in report.beams] == ["done", "done", "cancelled"]
+
+
+@pytest.fixture
+def lasting(tmp_path: Path) -> Iterator[Floor]:
+    """A cluster that forgets nothing, where the third beam runs on while the others are done."""
+    with simulated_bed(tmp_path, Site(version="24.11", min_job_age=1e9)) as bed:
+        floor = Floor(bed)
+        floor.bed.fault(floor.case.beams[2].number, "hang")
+        floor.take()
+        floor.until(lambda: floor.beams()[:2] == ["done", "done"])
+        yield floor
+
+
+def test_a_beam_that_was_lost_and_that_slurm_knows_after_all_is_an_event(lasting: Floor) -> None:
+    with lasting.home.desk.open(lasting.jobs()[0].job_id) as work:
+        first = next(task for task in work.tasks if task.task_id.endswith("beam_calc-0"))
+        work.put_task(first.evolve(status=TaskStatus.LOST, phase="lost", slurm=""))
+    lasting.until(lambda: bool(events(lasting, "contradicted")))
+    (data,) = events(lasting, "contradicted")
+    assert (data["verdict"], data["slurm"]) == ("lost", "COMPLETED")
+    assert "resubmit" in str(lasting.report().attention)
+
+
+def test_a_done_beam_that_an_admin_requeues_is_an_event_and_stays_done(lasting: Floor) -> None:
+    lasting.sim.slurm.jobs[array(lasting)].elements[0].word = "REQUEUED"
+    lasting.until(lambda: bool(events(lasting, "contradicted")))
+    assert [data["slurm"] for data in events(lasting, "contradicted")] == ["REQUEUED"]
+    assert (lasting.beams()[0], lasting.report().attention) == ("done", None)
+
+
+def test_what_we_cancelled_is_not_contradicted(lasting: Floor) -> None:
+    lasting.order(Verb.CANCEL)
+    lasting.until("partial")
+    lasting.sim.slurm.jobs[array(lasting)].elements[2].word = "FAILED"
+    swept(lasting)
+    assert events(lasting, "contradicted") == []
