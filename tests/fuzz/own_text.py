@@ -66,7 +66,7 @@ class Receipts(Rows):
 
     def damage(self, rng: random.Random, facts: Any, text: str) -> str:
         lines = text.split("\n")[:-1]
-        kind = rng.randrange(5)
+        kind = rng.randrange(4)
         if kind == 0 or not lines:
             return self.insert(rng, text)
         at = rng.randrange(len(lines))
@@ -76,10 +76,6 @@ class Receipts(Rows):
             lines.insert(at, lines[at])
         elif kind == 3:
             rng.shuffle(lines)
-        elif kind == 4:
-            # Cut in a line: its end is missing.
-            end = sum(len(line) + 1 for line in lines[: at + 1])
-            return text[: rng.randint(end - len(lines[at]), end - 1)]
         return "".join(f"{line}\n" for line in lines)
 
     def read(self, text: str) -> dict[str, Any]:
