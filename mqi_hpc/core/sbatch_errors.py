@@ -94,7 +94,7 @@ def classify(lines: Sequence[str], exit_code: int) -> SbatchError:
     told = [match[1] for line in words if (match := _ANSWER.match(line)) and match[1] != "no error"]
     answers = {_answered(answer, words) for answer in told}
     if not answers:
-        answers = {kind for line in words if (kind := _of_sbatch(line))}
+        answers = {kind for line in words if (kind := _of_sbatch(line, words))}
     # Two that do not agree are no answer.
     return SbatchError(answers.pop() if len(answers) == 1 else ErrorKind.UNKNOWN, text)
 
@@ -116,8 +116,14 @@ def _answered(answer: str, words: Sequence[str]) -> ErrorKind:
     return ErrorKind.PERMANENT if answer.startswith(_REFUSED) else ErrorKind.UNKNOWN
 
 
-def _of_sbatch(line: str) -> ErrorKind | None:
+def _of_sbatch(line: str, words: Sequence[str]) -> ErrorKind | None:
     """Return the class of a line that sbatch, or what was to start it, says; None: it says nothing."""
     if _NOT_ASKED_FOR_NOW.match(line):
         return ErrorKind.TRANSIENT
-    return ErrorKind.PERMANENT if _NOT_ASKED.match(line) else None
+    if _SLOTS.match(line):
+        return ErrorKind.BACKPRESSURE
+    if _NOT_ASKED.match(line):
+        return ErrorKind.PERMANENT
+    # Some wrappers of sites leave the front of the answer out.
+    kind = _answered(line, words)
+    return None if kind is ErrorKind.UNKNOWN else kind
