@@ -88,7 +88,7 @@ def _job(sections: _Sections, query: JobQuery, files: FileSystem) -> None:
         return
     sections.add(f"receipts:{query.ref}", _receipts(files, folder))
     lines = "".join(
-        (files.read(f"{folder}/status/{name}") or b"").decode()
+        (files.read(f"{folder}/status/{name}") or b"").decode("utf-8", "replace")
         for name in files.names(f"{folder}/status")
         if name.endswith(".jsonl")
     )

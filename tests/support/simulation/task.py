@@ -63,7 +63,11 @@ class JobFolder:
 
     def receipt(self, stage: str) -> tuple[str, int]:
         """Return name and id in a receipt; ("", 0) where there is none."""
-        words = (self.files.read(f"{self.path}/{layout.receipt(stage)}") or b"").decode().split()
+        words = (
+            (self.files.read(f"{self.path}/{layout.receipt(stage)}") or b"")
+            .decode("utf-8", "replace")
+            .split()
+        )
         return (words[0], int(words[1])) if len(words) == 3 else ("", 0)
 
     def sibling(self, job: str) -> JobFolder:

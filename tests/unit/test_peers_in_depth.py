@@ -1,0 +1,858 @@
+"""What users of comparable systems suffered (peers.md, R1-R20 and R31-R39): a test of each, by its number."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqi_hpc.core import failpoints
+from mqi_hpc.core.causes import Cause
+from mqi_hpc.core.chain_plan import array_expression
+from mqi_hpc.core.effects import Cancel, Download, Failure, JobQuery, Observe, Submit, Upload
+from mqi_hpc.core.errors import ResourceError
+from mqi_hpc.core.failpoints import Failpoint
+from mqi_hpc.core.models import InputFile, SubmitState, TaskStatus, TaskType
+from mqi_hpc.core.observation import (
+    FIELD,
+    MARK,
+    NotParsed,
+    belongs,
+    expand_array,
+    parse_sacct,
+    parse_squeue,
+)
+from mqi_hpc.core.orphans import find_orphans, left, targets
+from mqi_hpc.core.readings import Accounting, Limits, Reading, Timer, Witness
+from mqi_hpc.core.requests import Verb
+from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
+from mqi_hpc.core.sbatch_errors import ErrorKind, classify
+from mqi_hpc.core.submission import parse_submit
+from mqi_hpc.core.verdicts import judge
+from mqi_hpc.infrastructure.executors.control import Control
+from mqi_hpc.infrastructure.executors.local import LocalExecutor
+from mqi_hpc.infrastructure.executors.upload import Uploader
+from mqi_hpc.records.chain import decode_chain
+from mqi_hpc.stages.errors import describe
+from tests.support.bench import KEY, Bench
+from tests.support.floor import Floor
+from tests.support.simulation.beds import simulated_bed
+from tests.support.simulation.jobs import Site as ClusterSite
+from tests.support.simulation.observe import squeue
+from tests.support.world import NOW
+from tests.unit.test_protocol_scripts import Site
+
+NUMBERS = [*range(1, 21), *range(31, 40)]
+ONCE = ["beams 0", "beams 1", "beams 2", "convert None", "interpret None"]
+RETRIES = RetryTable(
+    most=3,
+    rules={
+        Cause.NODE_FAIL: Rule(most=3, pauses=(60.0, 300.0, 1200.0), leave_out=3600.0),
+        Cause.GPU_CHECK: Rule(most=3, pauses=(60.0, 300.0, 1200.0), leave_out=3600.0),
+        Cause.PREEMPTED: Rule(most=20, pauses=(60.0, 300.0, 1200.0), counted=False),
+        Cause.OUT_OF_MEMORY: Rule(most=3, pauses=(60.0,), factor=1.5, maximum=8192),
+    },
+    asked={stage: Asked(4096, 3600) for stage in ("interpret", "beams", "convert")},
+)
+
+
+@pytest.fixture
+def floor(tmp_path: Path) -> Iterator[Floor]:
+    with simulated_bed(tmp_path, ClusterSite(version="24.11", min_job_age=1e9)) as bed:
+        yield Floor(bed, retries=RETRIES)
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[Floor]:
+    """A slurmctld that forgets at once, and accounting that hears of it only five minutes later."""
+    with simulated_bed(tmp_path, ClusterSite(min_job_age=1.0, accounting_lag=300.0)) as bed:
+        yield Floor(bed)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench()
+    made.begin()
+    made.until_sent()
+    return made
+
+
+def pass_time(floor: Floor, seconds: float) -> None:
+    end = floor.bed.clock.monotonic() + seconds
+    while floor.bed.clock.monotonic() < end:
+        floor.turns(1)
+
+
+def took_effect(floor: Floor) -> list[str]:
+    """Tasks of the case that ended well in Slurm, by stage and index."""
+    return sorted(
+        f"{job.request.name.rsplit('-', 1)[-1]} {index}"
+        for job in floor.sim.slurm.jobs.values()
+        for index, element in job.elements.items()
+        if element.word == "COMPLETED" and f"-{floor.case.case_id}-" in job.request.name
+    )
+
+
+def phases(floor: Floor) -> list[str]:
+    """Every phase that a beam has come to, in order."""
+    return [
+        event["data"]["phase"]
+        for event in floor.events()
+        if event["kind"] == "task" and "/beam_calc" in event["data"]["task"]
+    ]
+
+
+def finish(bench: Bench) -> None:
+    bench.interpret_done()
+    bench.beam_done(0)
+    bench.beam_done(1)
+    bench.convert_done(0, 1)
+    bench.exits(("interpret", 0, 0), ("beams", 0, 0), ("beams", 1, 0), ("convert", 0, 0))
+
+
+def beam(bench: Bench, index: int = 0) -> tuple[TaskStatus, str]:
+    task = bench.task(TaskType.BEAM_CALC, index)
+    return task.status, task.phase
+
+
+# Submission
+
+
+@pytest.mark.parametrize("words", ["Socket timed out on send/recv operation", "Zero Bytes were transmitted"])
+def test_r01_an_ambiguous_sbatch_is_not_a_failure(site: Site, words: str) -> None:
+    """sbatch made the job, then said that it failed: not refused, and one chain in the end."""
+    site.slurm.fails("sbatch", 1, f"sbatch: error: Batch job submission failed: {words}\n", when="after")
+    report = site.submit()
+    assert report.failed is not None
+    assert classify(report.failed.lines, report.failed.exit_code).kind is ErrorKind.UNKNOWN
+    assert site.submit("n2").code == 0
+    # What was accepted unseen is held for ever under no receipt: it never runs beside the chain.
+    ghost = site.jobs[16]
+    assert (ghost["reason"], ghost.get("released")) == ("JobHeldUser", None)
+    assert sorted(site.receipts().values()) == [17, 18, 19]
+
+
+def test_r01_one_chain_however_often_the_daemon_is_restarted_in_doubt(floor: Floor) -> None:
+    floor.sim.link.lose_replies = [Submit, Submit]
+    floor.sim.link.cut_submit = "receipt interpret"
+    floor.take()
+    floor.until(lambda: floor.jobs()[-1].submit_state is SubmitState.AMBIGUOUS)
+    for _ in range(8):
+        pass_time(floor, 60.0)
+        floor.sim.close()
+        floor.restart()
+        floor.home.orchestrator.process_case(floor.case.case_id)
+        assert not any(task.status.terminal for task in floor.tasks() if task.type is TaskType.BEAM_CALC)
+    floor.until("completed")
+    pass_time(floor, 1800.0)
+    assert took_effect(floor) == ONCE
+    assert not [job for job in floor.sim.slurm.jobs.values() if job.live]
+
+
+class Killed(BaseException):
+    """The program has ended here."""
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Failpoint.PLAN_KEPT,
+        Failpoint.UPLOAD_DONE,
+        Failpoint.SUBMIT,
+        Failpoint.SUBMIT_KEPT,
+        Failpoint.SUBMIT_ANSWERED,
+        Failpoint.STANDING_KEPT,
+    ],
+)
+def test_r02_a_death_between_sbatch_and_commit_submits_nothing_twice(floor: Floor, point: Failpoint) -> None:
+    def die(reached: Failpoint) -> None:
+        if reached is point:
+            failpoints.install(None)
+            raise Killed
+
+    failpoints.install(die)
+    try:
+        with pytest.raises(Killed):
+            floor.take()
+            floor.until("completed")
+    finally:
+        failpoints.install(None)
+    floor.sim.close()
+    floor.restart()
+    floor.home.orchestrator.process_case(floor.case.case_id)
+    floor.until("completed")
+    assert took_effect(floor) == ONCE
+    assert floor.sim.slurm.accepted == 3
+
+
+def test_r03_the_id_is_read_strictly_out_of_any_noise(site: Site) -> None:
+    """A banner's "Stampede3", a federation's `16;cluster`, a login's own numbers: none is taken for an id."""
+    site.slurm.set(noise="Welcome to Stampede3\n12\nSubmitted batch job 9\n")
+    assert site.submit().code == 0
+    assert sorted(site.receipts().values()) == [16, 17, 18]
+    own = f"{MARK}n1 "
+    name = site.names["interpret"]
+    ours, others = f"{own}RECEIPT interpret {name} 7 1\n", f"{MARK}n0 RECEIPT beams {name} 8 1\n"
+    noisy = f"3\n{ours}{others}RECEIPT convert {name} 9 1\n"
+    assert {s: r.id for s, r in parse_submit(noisy, "n1").receipts.items()} == {"interpret": 7}
+    assert parse_submit(f"{own}RECEIPT interpret {name} 7x 1\n", "n1").receipts == {}
+    # No line that is an id alone: nothing is guessed, and it may have been accepted.
+    (site.job / "receipt.convert").unlink()
+    site.slurm.path.joinpath("sbatch").write_text("#!/bin/sh\necho 'Submitted batch job 55 on cluster 3'\n")
+    for job in site.slurm.jobs:
+        site.slurm.change(job["id"], state="PENDING", reason="JobHeldUser")
+    report = site.submit("n2")
+    assert report.failed is not None
+    assert (report.failed.stage, report.failed.exit_code) == ("convert", 0)
+    assert classify(report.failed.lines, 0).kind is ErrorKind.UNKNOWN
+
+
+def test_r04_a_submit_limit_is_back_pressure_and_no_error(floor: Floor) -> None:
+    refused = "Batch job submission failed: "
+    kinds = {
+        "QOSMaxSubmitJobPerUserLimit": ErrorKind.BACKPRESSURE,
+        f"{refused}Invalid qos specification": ErrorKind.PERMANENT,
+        f"{refused}Unable to contact slurm controller (connect failure)": ErrorKind.TRANSIENT,
+        f"{refused}Socket timed out on send/recv operation": ErrorKind.UNKNOWN,
+    }
+    assert {text: classify([f"sbatch: error: {text}"], 1).kind for text in kinds} == kinds
+    floor.sim.slurm.submit_limit = "AssocMaxSubmitJobLimit"
+    floor.take()
+    pass_time(floor, 6 * 3600.0)
+    assert floor.report().status in ("queued", "processing")
+    assert not any(task.status.terminal for task in floor.tasks() if task.type is TaskType.BEAM_CALC)
+    floor.sim.slurm.submit_limit = ""
+    floor.until("completed")
+    assert len(floor.jobs()) == 1
+
+
+HOSTILE = {
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+    "SLURM_JOB_ID": "4",
+    "SBATCH_EXPORT": "ALL",
+    "SBATCH_REQUEUE": "1",
+    "SQUEUE_FORMAT": "%i",
+    "SQUEUE_SORT": "-i",
+    "SACCT_FORMAT": "jobid",
+}
+
+
+def test_r05_what_the_submitters_environment_holds_reaches_no_job(site: Site) -> None:
+    assert site.submit(**HOSTILE).code == 0
+    site.observe(sacct=(16,), **HOSTILE)
+    for program in ("sbatch", "squeue", "sacct"):
+        for arguments, environment in site.slurm.calls(program):
+            assert not set(environment) & set(HOSTILE)
+            assert program != "sbatch" or {"--export=NONE", "--no-requeue"} <= set(arguments)
+
+
+@pytest.fixture
+def shell() -> Iterator[LocalExecutor]:
+    executor = LocalExecutor()
+    yield executor
+    executor.close()
+
+
+def test_r06_space_is_asked_for_before_every_upload_and_a_full_disk_tells_what_to_do(
+    tmp_path: Path, shell: LocalExecutor
+) -> None:
+    """Before the first job, and before a resubmit or a retry, whose input lies there already."""
+    work, source = tmp_path / "ws", tmp_path / "case"
+    source.mkdir()
+    (source / "plan.dcm").write_bytes(b"x" * 100)
+    digest = hashlib.sha256(b"x" * 100).hexdigest()
+
+    def upload(job: str, least: float) -> dict[str, int]:
+        uploader = Uploader(shell, workspace=str(work), instance="i1", min_free_bytes=least, timeout=60)
+        return uploader.upload(
+            Upload(
+                case_id=KEY,
+                job_id=f"{KEY}-{job}",
+                source=str(source),
+                input_folder=f"{work}/{KEY}/input",
+                inputs=(InputFile(remote="plan.dcm", local="plan.dcm", bytes=100, sha256=digest),),
+                job_folder=f"{work}/{KEY}/{job}",
+                files={"chain.json": job.encode()},
+            )
+        )
+
+    with pytest.raises(ResourceError, match="are needed"):
+        upload("j01", 1e18)
+    assert not (work / KEY / "input").exists()
+    assert upload("j01", 0)["sent_files"] == 2
+    with pytest.raises(ResourceError, match="are needed") as refused:
+        upload("j02", 1e18)
+    assert "Make room" in str(refused.value)
+    assert not (work / KEY / "j02").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_r06_a_stage_on_a_full_disk_or_over_quota_says_what_to_do(number: int) -> None:
+    code, said = describe(OSError(number, "No room", "/ws/k/j01/dose"))
+    assert code == 74
+    assert "free space or quota on the cluster, then resubmit" in said
+
+
+def test_r06_a_full_cluster_asks_a_person_and_loses_nothing(bench: Bench, floor: Floor) -> None:
+    """Also before a retry: nothing of it is submitted while there is no room for what it writes."""
+    made = Bench()
+    made.begin()
+    for _ in range(3):
+        made.world.fail(Upload, Failure.SPACE, "1 GB are free on the cluster, 20 GB are needed")
+    made.turn(3)
+    assert made.task(TaskType.UPLOAD).phase == "no space"
+    assert "20 GB are needed" in str(made.report.attention)
+    assert not made.world.started(Submit)
+    made.until_sent()
+    floor.take()
+    floor.until(lambda: floor.beams() == ["running"] * 3)
+    floor.sim.files.free_bytes = 0
+    floor.sim.slurm.end("PREEMPTED")
+    report = floor.until(lambda: floor.report().attention is not None)
+    assert "space" in str(report.attention)
+    pass_time(floor, 3600.0)
+    assert len(floor.port.of(Submit)) == 1
+    floor.sim.files.free_bytes = 10**15
+    floor.until("completed")
+
+
+# Observation
+
+
+def test_r08_absence_is_not_completion(forgetful: Floor) -> None:
+    """Neither queue nor accounting knows the beams for minutes: no end, no second submission, then done."""
+    forgetful.take()
+    forgetful.until("completed")
+    assert "settling" in phases(forgetful)
+    assert not {"lost", "failed"} & set(phases(forgetful))
+    assert forgetful.sim.slurm.accepted == 3
+
+
+@pytest.mark.parametrize("accounting", list(Accounting))
+def test_r08_nothing_anywhere_is_never_success(accounting: Accounting) -> None:
+    absent = Reading(queue_good=True, accounting=accounting)
+    timer, ended = Timer(), []
+    for _ in range(400):
+        verdict = judge(absent, timer, 30.0, Limits())
+        timer = verdict.timer
+        ended.append((timer.waited, verdict.status))
+        if verdict.final:
+            break
+    assert all(status is TaskStatus.RUNNING for waited, status in ended if waited < Limits().lag)
+    assert ended[-1][1] is (TaskStatus.RUNNING if accounting is Accounting.DOWN else TaskStatus.LOST)
+
+
+@pytest.mark.parametrize("section", ["squeue", "sacct", "record", "status", "listing"])
+@pytest.mark.parametrize("broken", ["error", "cut short"])
+def test_r09_an_error_is_not_an_empty_answer(bench: Bench, section: str, broken: str) -> None:
+    """The beam has ended well. Whichever witness fails, it is not judged, for hours; then it is done."""
+    finish(bench)
+    for row in bench.world.rows:
+        row.queued = False
+    ref = {"record": f"record:{KEY}-j01/beam_calc-0", "listing": f"listing:{KEY}-j01/beam_calc-0"}
+    name = ref.get(section, f"status:{KEY}-j01" if section == "status" else section)
+    kept = bench.world.sections.get(name)
+    if broken == "error":
+        bench.world.sections[name] = ("", 1)
+    else:
+        bench.world.dead_sections = {name}
+    # Without accounting, two witnesses that agree are enough after a while: then let the record be missing.
+    if section == "sacct":
+        bench.exits(("interpret", 0, 0), ("beams", 1, 0), ("convert", 0, 0))
+    bench.turn(1000)
+    assert not bench.task(TaskType.BEAM_CALC).status.terminal
+    assert bench.report.status == "processing"
+    bench.world.dead_sections = set()
+    bench.world.sections.pop(name, None)
+    if kept is not None:
+        bench.world.sections[name] = kept
+    bench.exits(("interpret", 0, 0), ("beams", 0, 0), ("beams", 1, 0), ("convert", 0, 0))
+    bench.until("completed")
+
+
+def test_r10_an_accounting_that_is_down_for_a_day_fails_nothing(tmp_path: Path) -> None:
+    with simulated_bed(tmp_path, ClusterSite(min_job_age=1.0)) as bed:
+        floor = Floor(bed)
+        bed.accounting(up=False)
+        floor.bed.fault(floor.case.beams[1].number, "exit 7")
+        floor.take()
+        floor.until(lambda: floor.beams()[0] == "done")
+        pass_time(floor, 24 * 3600.0)
+        # Record and exit record agree of two, which is noted; of the third, only accounting can tell.
+        assert floor.beams() == ["done", "waiting", "done"]
+        assert "without accounting" in next(t.noted for t in floor.tasks() if t.phase == "done" and t.noted)
+        assert floor.report().attention is not None
+        bed.accounting(up=True)
+        report = floor.until("partial")
+        assert [one.verdict for one in report.beams] == ["done", "failed", "done"]
+
+
+def test_r11_a_look_at_all_cases_is_one_squeue_and_at_most_one_sacct(site: Site) -> None:
+    queries = tuple(
+        JobQuery(ref=f"k-j{n:02d}", folder=str(site.job), records=((f"k-j{n:02d}/b", "dose/beam_2"),))
+        for n in range(40)
+    )
+    script = site.job / "observe.sh"
+    for ids, calls in ((), 0), (tuple(range(100, 220)), 1):
+        script.write_text(site.renderer.observe_script(Observe(nonce="n", jobs=queries, sacct_ids=ids)))
+        assert site.slurm.run(script).returncode == 0
+        assert len(site.slurm.calls("sacct")) == calls
+    assert len(site.slurm.calls("squeue")) == 2
+    assert not site.slurm.calls("scontrol")
+
+
+def test_r11_the_rate_of_looks_does_not_grow_with_the_cases(floor: Floor) -> None:
+    floor.take()
+    for case in floor.more(5):
+        floor.take(case)
+    ids = [floor.case.case_id, *(case.case_id for case in floor.more(5))]
+    floor.until(lambda: all(floor.report(one).submission == "standing" for one in ids))
+    before, since = len(floor.port.of(Observe)), floor.bed.clock.monotonic()
+    floor.until(lambda: all(floor.report(one).status == "completed" for one in ids))
+    looks = [effect for effect in floor.port.of(Observe)[before:] if isinstance(effect, Observe)]
+    assert len(looks) <= (floor.bed.clock.monotonic() - since) / 5.0 + 1
+    assert max(len(look.jobs) for look in looks) == 6
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "mqi-i1-abcdefghijkl-j02-beams"},
+        {"name": "mqi-i2-zzzzzzzzzzzz-j01-beams"},
+        {"submit": NOW - 3600.0},
+        {"submit": None},
+        {"task": 1},
+        {"task": None},
+    ],
+)
+def test_r12_an_id_that_was_handed_out_again_speaks_of_nobody_of_ours(other: dict[str, Any]) -> None:
+    name = "mqi-i1-abcdefghijkl-j01-beams"
+    line = FIELD.join(("17_0", name, "FAILED", "1:0", str(int(NOW)), "None", "None", "g1", ""))
+    (row,) = parse_sacct(line)
+    mine: dict[str, Any] = {"name": name, "job": 17, "task": 0, "cluster_time": NOW}
+    assert belongs(row, **mine)
+    assert not belongs(replace(row, **other), **mine)
+
+
+def test_r12_a_job_of_ours_under_a_recycled_id_keeps_its_own_end(floor: Floor) -> None:
+    """The controller forgets a whole chain before anybody saw it run, and gives its ids to another case."""
+    (other,) = floor.more(1)
+    floor.take()
+    floor.until(lambda: floor.report().submission == "standing")
+    lost = list(floor.sim.slurm.jobs)
+    for number in lost:
+        del floor.sim.slurm.jobs[number]
+        floor.sim.slurm.accounting.forget(number)
+    floor.sim.slurm._last = min(lost) - 1
+    floor.take(other)
+    floor.until(lambda: floor.report(other.case_id).status == "completed")
+    assert set(lost) <= set(floor.sim.slurm.jobs)
+    assert took_effect(floor) == []
+    assert not any(task.status is TaskStatus.COMPLETED for task in floor.tasks() if task.type == "beam_calc")
+
+
+def test_r13_preempted_while_the_queue_shows_it_again_is_no_end(bench: Bench) -> None:
+    row = next(r for r in bench.world.rows if r.name.endswith("beams") and r.task == 0)
+    old = replace(row, word="PREEMPTED", queued=False)
+    bench.world.rows.append(old)
+    row.word, row.reason = "PENDING", "BeginTime"
+    bench.turn(400)
+    assert beam(bench) == (TaskStatus.RUNNING, "queued")
+    for word, phase in (("REQUEUED", "requeueing"), ("COMPLETING", "finishing"), ("RUNNING", "running")):
+        row.word = word
+        bench.turn(20)
+        assert beam(bench) == (TaskStatus.RUNNING, phase)
+
+
+def test_r13_preempted_for_good_is_waited_for_no_longer_than_its_absence_lasts(floor: Floor) -> None:
+    """PreemptMode=CANCEL: it never comes back. Bounded absence ends it, and it is retried, uncounted."""
+    floor.take()
+    floor.until(lambda: floor.beams() == ["running"] * 3)
+    began = floor.bed.clock.monotonic()
+    floor.sim.slurm.end("PREEMPTED")
+    floor.until(lambda: all(phase.startswith("failed") for phase in floor.beams()))
+    assert floor.bed.clock.monotonic() - began < 300
+    assert all(task.retry and not task.retry.counted for task in floor.tasks() if task.type == "beam_calc")
+    floor.until("completed")
+    assert len(floor.jobs()) == 2
+
+
+@given(st.sets(st.integers(0, 999), min_size=1, max_size=60), st.none() | st.integers(1, 99))
+def test_r14_array_expressions_round_trip(indices: set[int], throttle: int | None) -> None:
+    text = array_expression(indices, throttle)
+    assert set(expand_array(text)) == indices
+    states = "PENDING"
+    line = FIELD.join((f"16_[{text}]", "mqi-a", states, "0:0", "1800000000", "None", "None", "", ""))
+    assert {row.task for row in parse_sacct(line)} == indices
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("9201-9204%500", [9201, 9202, 9203, 9204]),
+        ("60-62,91-92,96", [60, 61, 62, 91, 92, 96]),
+        ("1%1", [1]),
+        ("0-20:10", [0, 10, 20]),
+        ("1-5,7,9-...", None),
+        ("1-...", None),
+        ("5-1", None),
+        ("", None),
+        ("1,,2", None),
+    ],
+)
+def test_r14_array_expressions_that_others_stumbled_over(text: str, wanted: list[int] | None) -> None:
+    if wanted is None:
+        with pytest.raises(NotParsed):
+            expand_array(text)
+    else:
+        assert list(expand_array(text)) == wanted
+
+
+def test_r15_a_snapshot_with_fewer_tasks_than_beams_is_not_the_end(bench: Bench) -> None:
+    """Beam 1 is in no snapshot, everything that is in them has ended well: the case goes on."""
+    finish(bench)
+    hidden = [row for row in bench.world.rows if row.name.endswith("beams") and row.task == 1]
+    bench.world.rows = [row for row in bench.world.rows if row not in hidden]
+    del bench.world.sections[f"record:{KEY}-j01/beam_calc-1"]
+    bench.turn(15)
+    assert beam(bench, 0) == (TaskStatus.COMPLETED, "done")
+    assert not bench.task(TaskType.BEAM_CALC, 1).status.terminal
+    assert bench.report.status == "processing"
+    bench.world.rows += hidden
+    bench.beam_done(1)
+    bench.until("completed")
+
+
+@pytest.mark.parametrize(
+    ("word", "record", "code", "wanted"),
+    [
+        ("COMPLETED", Witness.VALID, 0, TaskStatus.COMPLETED),
+        ("COMPLETED", Witness.ABSENT, 0, TaskStatus.FAILED),
+        ("COMPLETED", Witness.INVALID, 0, TaskStatus.FAILED),
+        ("COMPLETED", Witness.VALID, 1, TaskStatus.SUSPECT),
+        ("TIMEOUT", Witness.VALID, 0, TaskStatus.SUSPECT),
+        ("OUT_OF_MEMORY", Witness.VALID, 0, TaskStatus.SUSPECT),
+        ("OUT_OF_MEMORY", Witness.INVALID, 0, TaskStatus.FAILED),
+        ("FAILED", Witness.VALID, 0, TaskStatus.SUSPECT),
+        ("NODE_FAIL", Witness.VALID, 0, TaskStatus.SUSPECT),
+        ("CANCELLED", Witness.ABSENT, None, TaskStatus.FAILED),
+    ],
+)
+def test_r16_state_exit_code_and_record_must_agree(
+    word: str, record: Witness, code: int | None, wanted: TaskStatus
+) -> None:
+    reading = Reading(queue_good=True, word=word, record=record, exit_code=code)
+    timer = Timer()
+    for _ in range(100):
+        verdict = judge(reading, timer, 60.0, Limits())
+        timer = verdict.timer
+        if verdict.final:
+            break
+    assert verdict.status is wanted
+
+
+def test_r17_the_numbers_of_a_running_row_are_not_taken(bench: Bench) -> None:
+    """sacct shows ExitCode 0:0 of what runs: it is in no queue for a while, and its record is there early."""
+    bench.interpret_done()
+    bench.beam_done(0)
+    bench.exits(("interpret", 0, 0))
+    for row in bench.world.rows:
+        row.queued = row.task is None
+        if row.task is not None:
+            row.word, row.exit_code = "RUNNING", "0:0"
+    bench.turn(12)
+    task = bench.task(TaskType.BEAM_CALC)
+    assert (task.status, task.slurm_exit) == (TaskStatus.RUNNING, "")
+    for row in bench.world.rows:
+        row.queued = True
+    bench.turn(3)
+    assert beam(bench) == (TaskStatus.RUNNING, "running")
+
+
+@pytest.mark.parametrize("nothing", ["None", "Unknown", "N/A", "NONE", "(null)", ""])
+def test_r18_a_time_that_is_none_is_none(nothing: str) -> None:
+    line = FIELD.join(("16_0", "mqi-a", "PENDING", "0:0", nothing, nothing, nothing, nothing, ""))
+    (row,) = parse_sacct(line)
+    assert (row.submit, row.start, row.end) == (None, None, None)
+    (row,) = parse_squeue(FIELD.join(("16", "0", "PENDING", "Partition_Limit", nothing, "", "mqi-a")))
+    assert row.submit is None
+
+
+def test_r18_a_local_time_is_refused_and_epoch_seconds_are_asked_for(site: Site) -> None:
+    with pytest.raises(NotParsed, match="SLURM_TIME_FORMAT"):
+        parse_squeue(FIELD.join(("16", "0", "PENDING", "None", "2026-03-29T02:30:00", "", "mqi-a")))
+    site.observe(sacct=(16,), TZ="Asia/Seoul", SLURM_TIME_FORMAT="relative")
+    for program in ("squeue", "sacct"):
+        ((_, environment),) = site.slurm.calls(program)
+        assert environment["SLURM_TIME_FORMAT"] == "%s"
+    script = (site.job / "observe.sh").read_text()
+    assert "TZ=UTC" in script
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_r19_an_unknown_state_is_a_value_and_its_line_is_kept(bench: Bench, queued: bool) -> None:
+    finish(bench)
+    row = next(r for r in bench.world.rows if r.name.endswith("beams") and r.task == 0)
+    row.word, row.queued = "COMPLETININVALID", queued
+    bench.turn(300)
+    status, phase = beam(bench)
+    assert status is (TaskStatus.RUNNING if queued else TaskStatus.SUSPECT)
+    assert phase == ("unknown" if queued else "suspect")
+    assert bench.report.attention is not None
+    told: list[Any] = [event["evidence"] for event in bench.events("task") if "evidence" in event]
+    lines = [line for said in told for line in (said["queue"] or []) + (said["accounting"] or [])]
+    assert any("|COMPLETININVALID|" in line for line in lines)
+
+
+class Remembering:
+    """This machine's shell, which notes the words of each command and how many bytes it was fed."""
+
+    target = "this machine"
+
+    def __init__(self, shell: LocalExecutor) -> None:
+        self._shell = shell
+        self.words: list[str] = []
+        self.fed = 0
+
+    def run(self, argv: list[str], *, stdin: Any = (), **more: Any) -> Any:
+        chunks = list(stdin)
+        self.words += argv
+        self.fed += sum(map(len, chunks))
+        return self._shell.run(argv, stdin=chunks, **more)
+
+
+def test_r20_a_look_at_hundreds_of_jobs_fits_every_command_line(
+    site: Site, shell: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script goes over stdin; no program that it starts is given more words than Linux takes."""
+    seen = site.slurm.home / "seen"
+    timeout = site.slurm.path / "timeout"
+    # Each job is looked at in a process of its own: that it can be started is what is asked here.
+    timeout.write_text(
+        f'#!/bin/sh\ncase "$4$5" in bash-c) echo $# >>{seen} ;; *) exec /usr/bin/timeout "$@" ;; esac\n'
+    )
+    timeout.chmod(0o700)
+    for name, value in site.slurm.environment().items():
+        monkeypatch.setenv(name, value)
+    queries = tuple(
+        JobQuery(
+            ref=f"{n:012d}-j01",
+            folder=f"{site.job.parent}/{'f' * 60}{n}",
+            records=tuple((f"{n:012d}-j01/beam_calc-{b}", f"dose/beam_{b}") for b in range(20)),
+        )
+        for n in range(400)
+    )
+    ids = tuple(range(10_000_000, 10_001_200))
+    remembering = Remembering(shell)
+    control = Control(remembering, site.renderer, submit_timeout=60, command_timeout=60)  # type: ignore[arg-type]
+    done = control.observe(Observe(nonce="n", jobs=queries, sacct_ids=ids))
+    assert (done.error, done.exit_code) == (None, 0)
+    assert remembering.words == ["bash", "-s"]
+    assert remembering.fed > 128 * 1024
+    ((arguments, _),) = site.slurm.calls("sacct")
+    assert max(map(len, arguments)) < 128 * 1024
+    assert len(site.slurm.calls("squeue")) == 1
+    assert seen.read_text().split() == [str(9 + 2 * 20)] * 400
+
+
+# Files
+
+
+def test_r31_a_record_that_is_seen_late_is_settling_and_no_failure(bench: Bench) -> None:
+    finish(bench)
+    ref = f"{KEY}-j01/beam_calc-0"
+    late = {name: bench.world.sections.pop(f"{name}:{ref}") for name in ("record", "listing")}
+    bench.turn(6)
+    assert beam(bench) == (TaskStatus.RUNNING, "settling")
+    # Then half of it, as a file system shows it while it is written.
+    bench.world.sections[f"record:{ref}"] = (late["record"][0][:40], 0)
+    bench.world.sections[f"listing:{ref}"] = late["listing"]
+    bench.turn(2)
+    assert beam(bench) == (TaskStatus.RUNNING, "settling")
+    bench.world.sections |= {f"{name}:{ref}": section for name, section in late.items()}
+    bench.until("completed")
+
+
+def test_r32_to_fetch_again_touches_no_slurm(floor: Floor) -> None:
+    floor.take()
+    report = floor.until("completed")
+    gone = Path(report.results[0])
+    content = gone.read_bytes()
+    gone.unlink()
+    slurm, accepted = list(floor.sim.slurm.jobs), floor.sim.slurm.accepted
+    begun = len(floor.port.started)
+    floor.sim.slurm.stop()
+    floor.order(Verb.FETCH)
+    floor.until(gone.exists)
+    assert gone.read_bytes() == content
+    kinds = {type(effect) for _, effect in floor.port.started[begun:]}
+    assert Download in kinds
+    assert not kinds & {Submit, Cancel, Upload}
+    assert (list(floor.sim.slurm.jobs), floor.sim.slurm.accepted) == (slurm, accepted)
+
+
+# Chain, retry, cancel
+
+
+def test_r33_dependants_that_can_never_run_are_cancelled_and_chained_anew(floor: Floor) -> None:
+    floor.sim.script.stages["interpret"] = "exit 1"
+    floor.take()
+    floor.until("failed")
+    floor.until(lambda: not [job for job in floor.sim.slurm.jobs.values() if job.live])
+    (cancel,) = (effect for effect in floor.port.of(Cancel) if isinstance(effect, Cancel))
+    # Convert first: with the array gone, its `afterany` would let it run.
+    assert [name.rsplit("-", 1)[-1] for name, _ in cancel.targets] == ["convert", "beams"]
+    floor.sim.script.stages.clear()
+    floor.order(Verb.RESUBMIT)
+    floor.until("completed")
+    jobs = {job.request.name: job for job in floor.sim.slurm.jobs.values()}
+    new = {name.rsplit("-", 1)[-1]: job.id for name, job in jobs.items() if "-j02-" in name}
+    waits = {name.rsplit("-", 1)[-1]: job.request.waits for name, job in jobs.items() if "-j02-" in name}
+    assert waits["beams"] == (("afterok", new["interpret"]),)
+    assert waits["convert"] == (("afterany", new["beams"]),)
+
+
+def chain_of(floor: Floor, job: str) -> Any:
+    with floor.bed.store.transaction(write=False) as unit:
+        return decode_chain(unit.jobs.files(f"{floor.case.case_id}-{job}")["chain.json"].decode())
+
+
+def test_r34_a_beam_goes_again_beside_its_running_siblings_as_the_same_beam(floor: Floor) -> None:
+    """The same index and the same seed, in a folder of its own; nobody waits for it, or is disturbed."""
+    number = floor.case.beams[1].number
+    floor.bed.fault(number, "exit 7")
+    floor.bed.fault(floor.case.beams[0].number, "hang")
+    floor.take()
+    floor.until(lambda: floor.beams() == ["running", "failed", "done"])
+    floor.bed.fault(number, "none")
+    floor.order(Verb.RESUBMIT, beams=(number,))
+    floor.until(lambda: floor.beams()[1] == "done")
+    assert floor.beams()[0] == "running"
+    assert floor.in_slurm()["j02-beams"] == ["1"]
+    first, second = chain_of(floor, "j01"), chain_of(floor, "j02")
+    same = [(one.index, one.number, one.seed, one.input_digest) for one in first.beams]
+    assert [(one.index, one.number, one.seed, one.input_digest) for one in second.beams] == same
+    assert f"{floor.case.case_id}/j02" in next(
+        job.request.folder for job in floor.sim.slurm.jobs.values() if "-j02-beams" in job.request.name
+    )
+
+
+def test_r35_more_is_asked_for_from_what_was_asked_and_up_to_a_cap(floor: Floor) -> None:
+    """Never from MaxRSS, which accounting under-reports: it is not even asked for."""
+    floor.take()
+    for _ in range(3):
+        floor.until(lambda: floor.beams()[0] == "running")
+        floor.sim.slurm.end("OUT_OF_MEMORY", index=0)
+        floor.until(lambda: floor.beams()[0].startswith("failed"))
+    report = floor.until("partial")
+    asked = [j.request.memory for j in floor.sim.slurm.jobs.values() if j.request.name.endswith("-beams")]
+    assert asked == ["4G", "6144M", "8192M"]
+    assert "out of memory" in report.next[0].text
+    assert RETRIES.asks("beams", [Cause.OUT_OF_MEMORY] * 9).memory == 8192
+    script = floor.bed.renderer.observe_script(Observe(nonce="n", jobs=(), sacct_ids=(1,)))
+    assert "MaxRSS" not in script
+
+
+def test_r36_a_bad_node_is_left_out_for_a_while_and_not_for_ever(floor: Floor) -> None:
+    floor.sim.script.bad_nodes = {"g1"}
+    floor.take()
+    floor.until("completed")
+    assert [job.left_out for job in floor.jobs()] == [(), ("g1",)]
+    floor.sim.script.bad_nodes = set()
+    pass_time(floor, 3600.0)
+    (other,) = floor.more(1)
+    floor.take(other)
+    floor.until(lambda: floor.report(other.case_id).status == "completed")
+    with floor.bed.store.transaction(write=False) as unit:
+        assert [job.left_out for job in unit.jobs.of_case(other.case_id)] == [()]
+
+
+def test_r37_what_the_store_does_not_know_is_an_orphan_and_gone_is_what_the_queue_says(floor: Floor) -> None:
+    floor.take()
+    floor.until(lambda: floor.beams() == ["running"] * 3)
+
+    def rows() -> Any:
+        return parse_squeue(squeue(floor.sim.slurm.shown(), floor.sim.slurm.site))
+
+    known = {floor.case.case_id: floor.history()}
+    assert find_orphans("i1", known, before=rows(), after=rows(), folders=()).orphans == ()
+    lost = find_orphans("i1", {}, before=rows(), after=rows(), folders=[floor.case.case_id])
+    chosen = targets(lost.orphans)
+    assert [name.rsplit("-", 1)[-1] for name, _ in chosen] == ["convert", "beams"]
+    # scancel returned, and the queue shows them still: they are there.
+    assert left(chosen, rows()) == chosen
+    for name, slurm_id in chosen:
+        floor.sim.slurm.scancel(name, slurm_id)
+    assert left(chosen, rows()) == ()
+
+
+RUBBISH: dict[str, bytes] = {
+    "nothing": b"",
+    "bytes": bytes(range(256)) * 20,
+    "a line end": b"\n\n\n",
+    "half a number": b"1" * 5000,
+    "deep": b"[" * 100_000,
+    "another form": b'{"version": 1, "stage": "beams", "run": []}\n',
+    "a surrogate": b'{"stage": "\\ud800", "index": 1e999, "event": null}\n',
+    "our mark": MARK.encode() + b"n1 END squeue 0\n" + MARK.encode() + b"n2 BEGIN squeue\n",
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+@pytest.mark.parametrize("section", ["receipts", "status", "record", "listing"])
+def test_r38_rubbish_of_any_kind_in_a_section_is_no_exception(bench: Bench, section: str, kind: str) -> None:
+    finish(bench)
+    ref = f"{KEY}-j01" if section in ("receipts", "status") else f"{KEY}-j01/beam_calc-0"
+    bench.world.sections[f"{section}:{ref}"] = (RUBBISH[kind].decode("utf-8", "replace"), 0)
+    bench.turn(60)
+    assert beam(bench, 1) == (TaskStatus.COMPLETED, "done") or section in ("status", "receipts")
+    assert section in ("receipts", "status") or beam(bench)[0] is not TaskStatus.COMPLETED
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_r38_a_case_whose_files_are_rubbish_holds_up_no_other(floor: Floor, kind: str) -> None:
+    (other,) = floor.more(1)
+    floor.take()
+    floor.take(other)
+    floor.until(lambda: floor.beams() == ["running"] * 3)
+    for name in floor.sim.files.names(f"{floor.bed.case_folder}/j01"):
+        if name.startswith(("receipt.", "claim.")):
+            floor.bed.overwrite(f"{floor.bed.case_folder}/j01/{name}", RUBBISH[kind])
+    for path in ("status/interpret-0.jsonl", "status/beams-0.jsonl", "interpreted/result.json"):
+        floor.bed.overwrite(f"{floor.bed.case_folder}/j01/{path}", RUBBISH[kind])
+    floor.until(lambda: floor.report(other.case_id).status == "completed")
+    floor.turns(100)
+    assert floor.report().status != "completed"
+
+
+def test_r39_retries_are_apart_and_ever_further(floor: Floor) -> None:
+    floor.take()
+    for number in range(4):
+        floor.until(lambda n=number: len(floor.jobs()) == n + 1 and "running" in floor.beams())  # type: ignore[misc]
+        floor.sim.slurm.end("PREEMPTED")
+        floor.until(lambda: any(task.retry for task in floor.tasks()))
+    times = [job.created_at.timestamp() for job in floor.jobs()]
+    floor.until("completed")
+    times = [job.created_at.timestamp() for job in floor.jobs()]
+    waits = [later - earlier for earlier, later in pairwise(times)]
+    assert all(wait >= least for wait, least in zip(waits, (60, 300, 1200, 1200), strict=True))
+
+
+def test_every_r_has_its_test() -> None:
+    """Also that each is named so that it says what is tested, and not by its number alone."""
+    names = re.findall(r"^def test_r([0-9]{2})_[a-z]\w{15,}\(", Path(__file__).read_text(), re.MULTILINE)
+    assert sorted({int(number) for number in names}) == [n for n in NUMBERS if n != 7]
