@@ -16,7 +16,7 @@ from mqi_hpc.cli.gpus import print_gpus
 from mqi_hpc.controllers.application import Outcome
 from mqi_hpc.controllers.container import AppConfig, Container, add_fraction, load_settings, sample_case
 from mqi_hpc.controllers.service import Service
-from mqi_hpc.core.errors import ConnectionError, ProcessingError
+from mqi_hpc.core.errors import ConfigurationError, ConnectionError, ProcessingError
 from mqi_hpc.core.models import Case
 
 app = typer.Typer(
@@ -92,16 +92,31 @@ def one_case(container: Container, text: str) -> Case:
 @app.command()
 def submit(
     folder: Annotated[Path, typer.Argument(metavar="CASE", help="The case's folder.")],
+    *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the results are home.")] = False,
     deliveries: Annotated[
         str | None, typer.Option(help="Delivery folders that make one fraction: A,B,C (by hand).")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask Slurm whether it would take it; submit and keep nothing.")
+    ] = False,
     priority: Priority = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a case and send it to the cluster; run again, it is taken up where it is."""
+    if dry_run and wait:
+        raise ConfigurationError(
+            "--wait does not go with --dry-run: nothing is submitted", fix="Leave one out"
+        )
     container = open_container(quiet=as_json)
     chosen = [name for name in deliveries.split(",") if name] if deliveries is not None else None
+    if dry_run:
+        trial = container.rehearse(str(folder.absolute()), chosen)
+        if as_json:
+            show.plain(json.dumps({"dry_run": True, **asdict(trial)}, indent=2))
+        else:
+            show.trial(trial)
+        raise typer.Exit(trial.exit_code)
     with container.acting() as actor:
         outcome = actor.submit(str(folder.absolute()), chosen, wait=wait, priority=priority)
     finish(outcome, as_json=as_json)

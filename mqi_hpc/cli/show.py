@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mqi_hpc.controllers.application import Outcome
+from mqi_hpc.controllers.trial import Trial
 from mqi_hpc.services.report_service import BeamReport, CaseReport
 
 _COLOURS = {
@@ -61,6 +62,28 @@ def outcome(result: Outcome) -> None:
             _err().print(f"  {escape(line)}")
     for report in result.cases:
         case(report)
+
+
+def trial(result: Trial) -> None:
+    """Print what a submit would do."""
+    for line in result.notes:
+        _err().print(f"note: {escape(line)}")
+    if result.rejected:
+        _err().print("[red]rejected[/red]:")
+        for line in result.rejected:
+            _err().print(f"  {escape(line)}")
+    for case_ in result.cases:
+        beams = ", ".join(map(str, case_.beams))
+        plain(f"{case_.label}: beams {beams}, in {case_.job_folder}")
+        if case_.note:
+            plain(f"  {case_.note}")
+        for stage in case_.stages:
+            word = "refused" if stage.cure else "ok"
+            tasks = f" ({stage.tasks} tasks)" if stage.tasks > 1 else ""
+            plain(f"  {word:<8}{stage.stage}{tasks} {stage.name}: {stage.found}")
+            if stage.cure:
+                plain(f"          cure: {stage.cure}")
+    plain("Nothing was submitted, and nothing is kept.")
 
 
 def cases(reports: Sequence[CaseReport]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from mqi_hpc.controllers.lifecycle_manager import LifecycleManager
 from mqi_hpc.controllers.log_reader import LogReader
 from mqi_hpc.controllers.parts import Parts
 from mqi_hpc.controllers.told import without_names
+from mqi_hpc.controllers.trial import Rehearsal, Trial
 from mqi_hpc.core.errors import ConfigurationError, LockHeld, ProcessingError
 from mqi_hpc.core.left_out import LeftOut, left_out
-from mqi_hpc.core.models import job_name
+from mqi_hpc.core.models import Job, job_name
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.readings import Limits
 from mqi_hpc.core.requests import Request, Verb
@@ -41,6 +42,7 @@ from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.watcher import Watcher
 from mqi_hpc.domain.workflow_orchestrator import WorkflowOrchestrator
 from mqi_hpc.infrastructure.config import AppConfig, ConfigLoader
+from mqi_hpc.infrastructure.doctor import try_submissions
 from mqi_hpc.infrastructure.intake import add_fraction, write_sample_case
 from mqi_hpc.infrastructure.monitoring.logs import configure_logging
 from mqi_hpc.infrastructure.monitoring.notify import Notifier
@@ -178,6 +180,28 @@ class Container:
             prefix = f"{case.label}/" if len(cases) > 1 else ""
             rendered.update({f"{prefix}{name}": text for name, text in files.items()})
         return rendered
+
+    def rehearse(self, folder: str, deliveries: Sequence[str] | None) -> Trial:
+        """Return what a submit of a folder would do; submits and keeps nothing. Raises as `Rehearsal.of`."""
+        store, config = self.parts.store, self.config
+
+        def jobs_of(case_id: str) -> Sequence[Job]:
+            with store.transaction(write=False) as unit:
+                return unit.jobs.of_case(case_id)
+
+        rehearsal = Rehearsal(
+            cases=self.cases,
+            jobs=self.jobs,
+            resources=self._resources,
+            jobs_of=jobs_of,
+            try_=lambda submissions, home, scripts: try_submissions(
+                self.parts.shell, config, submissions, home, scripts
+            ),
+        )
+        try:
+            return rehearsal.of(folder, deliveries)
+        finally:
+            self.parts.shell.close()
 
     def rendered(self, case_id: str) -> Mapping[str, bytes]:
         """Return what was rendered for a case's newest job, or would be for its first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePath
@@ -25,6 +26,10 @@ class Registration:
     cases: tuple[Case, ...]
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...]
+
+
+class _Undone(Exception):  # noqa: N818 - no error: it takes a transaction back
+    pass
 
 
 class CaseService:
@@ -52,8 +57,7 @@ class CaseService:
                 with self._store.transaction() as unit:
                     self._refusals.keep(unit, folder, _reasons(found))
             raise _refusal(folder, found)
-        notes = [f"set-up delivery {name!r} is ignored" for name in found.ignored_setup]
-        notes += [waiting.reason for waiting in found.waiting]
+        notes = _notes(found)
         cases = []
         with self._store.transaction() as unit:
             for fraction in found.fractions:
@@ -66,6 +70,19 @@ class CaseService:
             refused = () if chosen is not None else settled(unit, folder, found.rejected)
             self._refusals.keep(unit, folder, lines_of(refused))
         return Registration(tuple(cases), tuple(found.rejected), tuple(notes))
+
+    def look(self, folder: str, chosen: Sequence[str] | None = None) -> Registration:
+        """Return what `register` would; nothing is kept, a known case is as it was. Raises RejectedCase."""
+        found = self._read(folder, chosen)
+        if not found.fractions:
+            raise _refusal(folder, found)
+        cases: list[Case] = []
+        # Each counts for the labels of the next; none of them stays.
+        with suppress(_Undone), self._store.transaction() as unit:
+            for fraction in found.fractions:
+                cases.append(self.keep(unit, folder, fraction, by_hand=chosen is not None)[0])
+            raise _Undone
+        return Registration(tuple(cases), tuple(found.rejected), tuple(_notes(found)))
 
     def preview(self, folder: str, chosen: Sequence[str] | None = None) -> tuple[Case, ...]:
         """Return the cases a folder would be registered as, and keep nothing. Raises RejectedCase."""
@@ -256,6 +273,11 @@ def _grown(unit: IUnit, folder: str, fraction: Fraction, *, by_hand: bool) -> Ca
 def _refusal(folder: str, found: IntakeResult) -> RejectedCase:
     text = "\n".join(f"  {line}" for line in _reasons(found))
     return RejectedCase(f"rejected: {folder!r}\n{text}")
+
+
+def _notes(found: IntakeResult) -> list[str]:
+    notes = [f"set-up delivery {name!r} is ignored" for name in found.ignored_setup]
+    return notes + [waiting.reason for waiting in found.waiting]
 
 
 def _reasons(found: IntakeResult) -> tuple[str, ...]:

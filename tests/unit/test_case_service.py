@@ -170,6 +170,19 @@ def test_a_preview_keeps_nothing(service: CaseService) -> None:
     assert service.register("/data/P001").cases == (case,)
 
 
+def test_a_look_tells_what_registering_would_and_keeps_nothing(service: CaseService, reader: Reader) -> None:
+    reader.result = IntakeResult(
+        fractions=(fraction(), fraction(day="2")), rejected=(Rejected("faults"),), ignored_setup=("s",)
+    )
+    seen = service.look("/data/P001")
+    assert service.find("P001-f01") == []
+    assert [case.label for case in seen.cases] == ["P001-f01", "P001-f02"]
+    assert seen == service.register("/data/P001") == service.look("/data/P001")
+    reader.result = IntakeResult()
+    with pytest.raises(RejectedCase, match="no delivery"):
+        service.look("/data/P001")
+
+
 def test_finding(service: CaseService, reader: Reader) -> None:
     (one,) = service.register("/data/P001").cases
     reader.result = IntakeResult(fractions=(fraction(day="2"),))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,9 +40,13 @@ from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import parse_submit
 from mqi_hpc.core.verdicts import judge
+from mqi_hpc.infrastructure.config import ConfigLoader
+from mqi_hpc.infrastructure.doctor import look_at_cluster
 from mqi_hpc.infrastructure.executors.control import Control
 from mqi_hpc.infrastructure.executors.local import LocalExecutor
 from mqi_hpc.infrastructure.executors.upload import Uploader
+from mqi_hpc.infrastructure.intake import write_sample_case
+from mqi_hpc.main import run
 from mqi_hpc.records.chain import decode_chain
 from mqi_hpc.stages.errors import describe
 from tests.support.bench import KEY, Bench
@@ -49,7 +55,9 @@ from tests.support.simulation.beds import simulated_bed
 from tests.support.simulation.jobs import Site as ClusterSite
 from tests.support.simulation.observe import squeue
 from tests.support.world import NOW
+from tests.unit.test_doctor import FAKES, FakeSlurm
 from tests.unit.test_protocol_scripts import Site
+from tests.unit.test_service import write
 
 NUMBERS = [*range(1, 21), *range(31, 40)]
 ONCE = ["beams 0", "beams 1", "beams 2", "convert None", "interpret None"]
@@ -328,6 +336,81 @@ def test_r06_a_full_cluster_asks_a_person_and_loses_nothing(bench: Bench, floor:
     assert len(floor.port.of(Submit)) == 1
     floor.sim.files.free_bytes = 10**15
     floor.until("completed")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "fake")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(fake.folder))
+    return fake
+
+
+def rehearsed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], **sections: dict[str, Any]
+) -> tuple[int, dict[str, Any]]:
+    """What `submit --dry-run` says of a sample case of two beams."""
+    if not (tmp_path / "cases").exists():
+        (tmp_path / "cases").mkdir()
+        write_sample_case(tmp_path / "cases" / "P001", beams=2, layers=2)
+    config = write(tmp_path / "config.yaml", slurm={"partition": "gpu"}, **sections)
+    words = ["--config", str(config), "submit", str(tmp_path / "cases" / "P001"), "--dry-run"]
+    code = run([*words, "--json"])
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert run(words) == code
+    assert "Nothing was submitted" in capsys.readouterr().out
+    return code, answer
+
+
+def test_r07_slurm_is_asked_before_queue_time_is_spent(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage as it would be submitted: with its own options and its own script, and nothing is kept."""
+    slurm.replace(
+        "sbatch", FAKES["sbatch"].replace("*--test-only*) ", '*--test-only*) cat >>"$FAKE/tried"; ')
+    )
+    code, found = rehearsed(tmp_path, capsys)
+    (case,) = found["cases"]
+    assert (code, found["rejected"], case["label"]) == (0, [], "P001-f01")
+    assert [(one["stage"], one["tasks"], one["cure"]) for one in case["stages"]] == [
+        ("interpret", 1, ""),
+        ("beams", 2, ""),
+        ("convert", 1, ""),
+    ]
+    assert case["stages"][1]["found"] == "sbatch: Job 5 to start at now"
+    tried = slurm.calls("sbatch")[:3]
+    assert all(line.startswith("--test-only") for line in slurm.calls("sbatch"))
+    assert "--array=0-1%2" in tried[1]
+    assert f"--job-name={case['stages'][1]['name']}" in tried[1]
+    assert f"stages.pyz beams --job-dir {case['job_folder']}" in (slurm.folder / "tried").read_text()
+    assert not (tmp_path / "work").exists()
+    assert run(["--config", str(tmp_path / "config.yaml"), "status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"cases": []}
+
+
+def test_r07_what_slurm_refuses_is_said_in_its_own_words(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "allocation failure: Invalid generic resource (gres) specification"
+    slurm.replace("sbatch", f"case $* in *--gres*) echo '{words}' >&2; exit 1 ;; esac")
+    code, found = rehearsed(tmp_path, capsys)
+    (case,) = found["cases"]
+    assert code == 1
+    assert [bool(one["cure"]) for one in case["stages"]] == [False, True, False]
+    assert words in case["stages"][1]["found"]
+    (tmp_path / "empty").mkdir()
+    config = str(tmp_path / "config.yaml")
+    assert run(["--config", config, "submit", str(tmp_path / "empty"), "--dry-run"]) == 1
+    assert "rejected" in capsys.readouterr().err
+    assert run(["--config", config, "submit", str(tmp_path), "--dry-run", "--wait"]) == 2
+
+
+def test_r07_doctor_asks_it_too(slurm: FakeSlurm, shell: LocalExecutor, tmp_path: Path) -> None:
+    slurm.replace("sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+    (tmp_path / "cases").mkdir()
+    config = ConfigLoader().load(write(tmp_path / "config.yaml", slurm={"partition": "gpu"}))
+    found = {finding.check: finding for finding in look_at_cluster(shell, config, None)}
+    assert "invalid partition specified" in found["sbatch (beams)"].found
 
 
 # Observation
@@ -855,4 +938,4 @@ def test_r39_retries_are_apart_and_ever_further(floor: Floor) -> None:
 def test_every_r_has_its_test() -> None:
     """Also that each is named so that it says what is tested, and not by its number alone."""
     names = re.findall(r"^def test_r([0-9]{2})_[a-z]\w{15,}\(", Path(__file__).read_text(), re.MULTILINE)
-    assert sorted({int(number) for number in names}) == [n for n in NUMBERS if n != 7]
+    assert sorted({int(number) for number in names}) == NUMBERS

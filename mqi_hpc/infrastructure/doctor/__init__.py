@@ -1,6 +1,6 @@
 """Looks at everything a case needs, here and on the cluster, and says what is wrong and how to cure it."""
 
-from mqi_hpc.infrastructure.doctor.cluster import look_at_cluster, sbatch_options
+from mqi_hpc.infrastructure.doctor.cluster import look_at_cluster, sbatch_options, try_submissions
 from mqi_hpc.infrastructure.doctor.local import look_at_machine, own_instance
 from mqi_hpc.infrastructure.doctor.nodes import look_at_nodes
 from mqi_hpc.infrastructure.doctor.owner import read_owner
@@ -14,4 +14,5 @@ __all__ = [
     "own_instance",
     "read_owner",
     "sbatch_options",
+    "try_submissions",
 ]

@@ -6,7 +6,7 @@ import base64
 import binascii
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from mqi_hpc.core import slurm_checks as checks
 from mqi_hpc.core.chain_plan import StageResources, default_comment, plan_calls
@@ -25,8 +25,8 @@ from mqi_hpc.core.slurm_facts import SINFO_FORMAT, StageWish, parse_config
 from mqi_hpc.core.workspace_facts import WorkspaceWish, judge_workspace
 from mqi_hpc.infrastructure.config import AppConfig
 from mqi_hpc.infrastructure.config.slurm import SlurmStageConfig
-from mqi_hpc.infrastructure.doctor.scripts import LOOK
-from mqi_hpc.infrastructure.executors.script import MARK, decode_text, new_nonce, parse, run_script
+from mqi_hpc.infrastructure.doctor.scripts import LOOK, TRIAL
+from mqi_hpc.infrastructure.executors.script import MARK, Answer, decode_text, new_nonce, parse, run_script
 from mqi_hpc.infrastructure.executors.shell import Shell
 
 _COMMAND_SECONDS = 20
@@ -83,10 +83,13 @@ def look_at_cluster(
     ]
 
 
-def sbatch_options(config: AppConfig) -> dict[str, tuple[str, ...]]:
+def sbatch_options(
+    config: AppConfig, submissions: Sequence[Submission] = (), folder: str = ""
+) -> dict[str, tuple[str, ...]]:
     """Return each stage's sbatch options as its jobs have them, but hold and dependency.
 
-    Raises ConfigurationError where the settings make none.
+    They are those of `submissions` in a job's `folder`, else of a made-up job of all stages. Raises
+    ConfigurationError where the settings make none.
     """
     slurm = config.slurm
     resources = {
@@ -100,7 +103,7 @@ def sbatch_options(config: AppConfig) -> dict[str, tuple[str, ...]]:
         )
         for stage, asked in stages(config).items()
     }
-    submissions = [
+    made_up = [
         Submission(
             stage=stage,
             name=f"mqi-check-{stage}",
@@ -109,15 +112,45 @@ def sbatch_options(config: AppConfig) -> dict[str, tuple[str, ...]]:
         for stage in STAGES
     ]
     calls = plan_calls(
-        submissions,
+        submissions or made_up,
         resources,
-        folder=config.paths.remote_workspace,
+        folder=folder or config.paths.remote_workspace,
         comment=slurm.comment or default_comment(config.app.name, config.app.environment),
         account=slurm.account,
         qos=slurm.qos,
         gpu_count=config.resources.gpu_count,
     )
     return {call.stage: tuple(option for option in call.options if option != "--hold") for call in calls}
+
+
+def try_submissions(
+    shell: Shell,
+    config: AppConfig,
+    submissions: Sequence[Submission],
+    folder: str,
+    scripts: Mapping[str, str],
+) -> dict[str, Said]:
+    """Return, by stage, what `sbatch --test-only` says of a job's submissions; nothing is submitted or kept.
+
+    `folder` is the job's, `scripts` are its batch scripts by stage. Raises ConnectionError where the command
+    does not come to its end.
+    """
+    lines = []
+    for stage, options in sbatch_options(config, submissions, folder).items():
+        lines += [f"input={shlex.quote(scripts[stage])}", _test(stage, options)]
+    answers = run_script(
+        shell,
+        "\n".join(["tests() {", *lines, "}", TRIAL]),
+        [str(_COMMAND_SECONDS)],
+        timeout=(len(lines) + 1) * _COMMAND_SECONDS,
+        control=True,
+    )
+    said = _said(answers)
+    return {s.stage: said.get(f"TEST-{s.stage}", _NOTHING) for s in submissions}
+
+
+def _test(stage: str, options: Sequence[str]) -> str:
+    return shlex.join(["ask", f"TEST-{stage}", "sbatch", "--test-only", *options])
 
 
 def stages(config: AppConfig) -> dict[str, SlurmStageConfig]:
@@ -187,17 +220,18 @@ class _Heard:
 
 
 def _tests(config: AppConfig) -> str:
-    lines = [
-        shlex.join(["ask", f"TEST-{stage}", "sbatch", "--test-only", *options])
-        for stage, options in sbatch_options(config).items()
-    ]
+    lines = [_test(stage, options) for stage, options in sbatch_options(config).items()]
     return "\n".join(["tests() {", *lines, "}", ""])
 
 
 def _answers(heard: bytes, nonce: str) -> dict[str, Said]:
     """Return each command's answer; one that did not come whole is none."""
+    return _said(parse(heard[: heard.rfind(b"\n") + 1], nonce))
+
+
+def _said(answers: Iterable[Answer]) -> dict[str, Said]:
     said: dict[str, Said] = {}
-    for answer in parse(heard[: heard.rfind(b"\n") + 1], nonce):
+    for answer in answers:
         if len(answer.rest) == 3 and answer.rest[0].isdecimal():
             code, out, err = answer.rest
             try:

@@ -1,4 +1,4 @@
-"""The two scripts of a doctor, as they run on the cluster after script.PRELUDE, and the job it submits."""
+"""The scripts of a doctor, as they run on the cluster after script.PRELUDE, and the job it submits."""
 
 SCRUB = r"""
 for variable in $(compgen -e); do
@@ -12,10 +12,8 @@ user=$(id -un) || user=$(id -u)
 """
 
 # Each command has a limit of its own, and is told at once: what hangs costs only what comes after it.
-LOOK = (
-    SCRUB
-    + r"""
-limit=$1 workspace=$2 instance=$3 sinfo_format=$4
+_ASK = r"""
+limit=$1
 input=''
 errors=$(mktemp) || errors=/dev/null
 trap '[ "$errors" = /dev/null ] || rm -f -- "$errors"' EXIT
@@ -28,6 +26,13 @@ ask() { # name, command...: its exit code, output and errors
   say "$name" "$rc" "$out" "$(head -c 4000 "$errors" | base64 | tr -d '\n')"
   return "$rc"
 }
+"""
+
+LOOK = (
+    SCRUB
+    + _ASK
+    + r"""
+workspace=$2 instance=$3 sinfo_format=$4
 ask DATE date +%s
 ask USER id -un
 ask TOOLS bash -c 'for tool in awk base64 cat cut date df find grep head id ln ls mkdir mktemp mv rm sed \
@@ -103,6 +108,16 @@ check case cases
 PROBE
 )
 ask WORKSPACE bash -c "$probe" mqi-hpc "$workspace" "$instance"
+say END
+"""
+)
+
+# `tests` is defined before it: one `sbatch --test-only` a stage, which submits nothing.
+TRIAL = (
+    SCRUB
+    + _ASK
+    + r"""
+tests
 say END
 """
 )
