@@ -154,6 +154,19 @@ class Desk:
                 self._settle_case(unit, unit.cases.get(case_id) or case)
         self._changed(case_id)
 
+    def fault(self, job_id: str, why: str) -> None:
+        """Ask for attention to a case of which a job could not be brought in line; the next that can takes it
+        back. Raises StateError where the job has gone."""
+        with self._store.transaction() as unit:
+            job = unit.jobs.get(job_id)
+            case = None if job is None else unit.cases.get(job.case_id)
+            if job is None or case is None:
+                raise StateError(f"job {job_id!r} has gone from the store")
+            said = f"{job.name}: {why}"
+            new = self._cases.set_status(unit, case, case.status, said) is not case
+        if new:
+            self._listener(case.case_id, said)
+
     def tell(self, case_id: str, text: str) -> None:
         """Tell the listener something that changes nothing in the store."""
         self._listener(case_id, text)

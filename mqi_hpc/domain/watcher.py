@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import structlog
+
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
+from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.lost_chain import NEVER_RAN, left_in_queue
@@ -23,6 +28,8 @@ from mqi_hpc.records.chain import Chain, decode_chain
 from mqi_hpc.records.layout import CHAIN, output_folder
 from mqi_hpc.services.job_service import JobService
 
+_MOST_WORDS = 300
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -34,6 +41,15 @@ class Seen:
     good: bool
     soon: bool = False
     free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What a look led to for one job."""
+
+    changed: bool
+    soon: bool
+    cancels: Cancels
 
 
 class Watcher:
@@ -60,6 +76,7 @@ class Watcher:
         # Jobs that are over and not confirmed; read once, None: not yet.
         self._alone: set[str] | None = None
         self._sent = False
+        self._log = structlog.get_logger("mqi_hpc.watcher")
 
     def plan(self, case_ids: Sequence[str], nonce: str) -> Observe | None:
         """Return one look at all jobs of these cases that are in Slurm's hands, None where none is."""
@@ -90,18 +107,11 @@ class Watcher:
         changed = soon = False
         cancels = []
         for query in effect.jobs:
-            with self._desk.open(query.ref) as work:
-                before = list(work.tasks), work.job
-                wanted, near = self._apply_to(work, evidence, elapsed)
-                soon = soon or near
-                if wanted:
-                    cancels.append((query.ref, wanted))
-                changed = changed or _differs(before, (work.tasks, work.job))
-                points = _points(before, (work.tasks, work.job))
-                for point, _ in points:
-                    reach(point)
-            for _, kept in points:
-                reach(kept)
+            with self._apart(query.ref):
+                one = self._look_at(query.ref, evidence, elapsed)
+                changed, soon = changed or one.changed, soon or one.soon
+                if one.cancels:
+                    cancels.append((query.ref, one.cancels))
         if not effect.jobs:
             self._look_back(evidence)
         cancels += self._strays(evidence.queue or (), {query.ref for query in effect.jobs})
@@ -113,6 +123,35 @@ class Watcher:
             soon=soon,
             free_bytes=evidence.free_bytes(),
         )
+
+    def _look_at(self, job_id: str, evidence: Evidence, elapsed: float) -> _Judged:
+        with self._desk.open(job_id) as work:
+            before = list(work.tasks), work.job
+            wanted, near = self._apply_to(work, evidence, elapsed)
+            after = work.tasks, work.job
+            points = _points(before, after)
+            for point, _ in points:
+                reach(point)
+        for _, kept in points:
+            reach(kept)
+        return _Judged(changed=_differs(before, after), soon=near, cancels=wanted)
+
+    @contextmanager
+    def _apart(self, job_id: str) -> Iterator[None]:
+        """Keep an error over one job from the others: it is told, and met again at the next look."""
+        try:
+            yield
+        except StateError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one case brings, the others are led on
+            # Its words may name files, and so a patient: the log gets where it was, a person gets the text.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__
+            self._log.error("a job cannot be judged", job_id=job_id, kind=kind, traceback=frames)
+            said = f"{kind}: {error}"[:_MOST_WORDS]
+            self._desk.fault(
+                job_id, f"it cannot be judged: {said} (a fault of this program: please report it)"
+            )
 
     def sweep(self, nonce: str) -> Observe | None:
         """Return a look at what is over; None: nothing was ever sent.
@@ -132,7 +171,7 @@ class Watcher:
     def _look_back(self, evidence: Evidence) -> None:
         """Bring in line what was judged without accounting, now that it was asked for that alone."""
         for job_id in sorted(self._alone or ()):
-            with self._desk.open(job_id) as work:
+            with self._apart(job_id), self._desk.open(job_id) as work:
                 look_back(work, evidence)
                 self._remember(work)
 

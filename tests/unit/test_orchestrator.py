@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from mqi_hpc.core.effects import Cancel, Completion, Download, Effect, Failure, Observe, Submit, Upload
+from mqi_hpc.core.effects import (
+    Cancel,
+    Completion,
+    Download,
+    Effect,
+    Failure,
+    JobQuery,
+    Observe,
+    Submit,
+    Upload,
+)
 from mqi_hpc.core.errors import ProcessingError, StateError
 from mqi_hpc.core.models import SubmitState, TaskStatus, TaskType
 from tests.support.bench import KEY, Bench
@@ -201,6 +211,14 @@ def test_a_job_that_has_gone_from_the_store_stops_the_loop(bench: Bench) -> None
     bench.world.answers[Upload] = [lambda effect: Completion(effect=replace(effect, job_id="gone"))]
     with pytest.raises(StateError, match="'gone' has gone"):
         bench.turn(2)
+
+
+def test_a_look_at_a_job_that_has_gone_from_the_store_stops_the_loop_too(bench: Bench) -> None:
+    look = Observe(nonce="n", jobs=(JobQuery(ref="gone", folder="/w", records=()),), sacct_ids=())
+    with pytest.raises(StateError, match="'gone' has gone"):
+        bench.watcher.apply(look, Completion(effect=look), 1.0)
+    with pytest.raises(StateError, match="'gone' has gone"):
+        bench.desk.fault("gone", "whatever it was")
 
 
 def test_a_start_after_a_death_while_submitting_holds_the_case(bench: Bench) -> None:

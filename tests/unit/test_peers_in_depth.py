@@ -23,7 +23,7 @@ from mqi_hpc.core.chain_plan import array_expression
 from mqi_hpc.core.effects import Cancel, Download, Failure, JobQuery, Observe, Submit, Upload
 from mqi_hpc.core.errors import ResourceError
 from mqi_hpc.core.failpoints import Failpoint
-from mqi_hpc.core.models import InputFile, SubmitState, TaskStatus, TaskType
+from mqi_hpc.core.models import InputFile, Job, SubmitState, TaskStatus, TaskType
 from mqi_hpc.core.observation import (
     FIELD,
     MARK,
@@ -40,6 +40,7 @@ from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import parse_submit
 from mqi_hpc.core.verdicts import judge
+from mqi_hpc.domain.reconciler import Reconciler, Reconciliation
 from mqi_hpc.infrastructure.config import ConfigLoader
 from mqi_hpc.infrastructure.doctor import look_at_cluster
 from mqi_hpc.infrastructure.executors.control import Control
@@ -266,6 +267,20 @@ def test_r05_what_the_submitters_environment_holds_reaches_no_job(site: Site) ->
         for arguments, environment in site.slurm.calls(program):
             assert not set(environment) & set(HOSTILE)
             assert program != "sbatch" or {"--export=NONE", "--no-requeue"} <= set(arguments)
+
+
+def test_r05_nor_does_it_reach_what_runs_on_the_node(site: Site, tmp_path: Path) -> None:
+    """As the job's own script sees it, whatever the account's login there exports for another's sake."""
+    python = site.slurm.path / "python3"
+    python.write_text(f"#!/bin/sh\nenv >{tmp_path}/seen\n")
+    python.chmod(0o700)
+    mine = {"SLURM_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    done = site.slurm.run(site.job / "beams.sbatch", **{**HOSTILE, **mine})
+    assert done.returncode == 0, done.stderr
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert mine.items() <= seen.items()
+    assert not {"SLURM_CPU_BIND", "SBATCH_EXPORT", "SBATCH_REQUEUE"} & set(seen)
+    assert seen["SLURM_EXPORT_ENV"] == "ALL"
 
 
 @pytest.fixture
@@ -904,6 +919,7 @@ def test_r38_rubbish_of_any_kind_in_a_section_is_no_exception(bench: Bench, sect
     bench.turn(60)
     assert beam(bench, 1) == (TaskStatus.COMPLETED, "done") or section in ("status", "receipts")
     assert section in ("receipts", "status") or beam(bench)[0] is not TaskStatus.COMPLETED
+    assert not any("a fault of this program" in text for text in bench.said)
 
 
 @pytest.mark.parametrize("kind", RUBBISH)
@@ -920,6 +936,32 @@ def test_r38_a_case_whose_files_are_rubbish_holds_up_no_other(floor: Floor, kind
     floor.until(lambda: floor.report(other.case_id).status == "completed")
     floor.turns(100)
     assert floor.report().status != "completed"
+    assert not any("a fault of this program" in text for text in floor.said)
+
+
+def test_r38_an_error_over_one_case_is_told_and_the_others_are_led_on(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (other,) = floor.more(1)
+    floor.take()
+    floor.take(other)
+    floor.until(lambda: floor.beams() == ["running"] * 3)
+    whole = Reconciler.reconcile
+
+    def reconcile(self: Reconciler, job: Job, *rest: Any) -> Reconciliation:
+        if job.case_id == floor.case.case_id:
+            raise ZeroDivisionError("by chance")
+        return whole(self, job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconciler, "reconcile", reconcile)
+        floor.until(lambda: floor.report(other.case_id).status == "completed")
+        floor.turns(50)
+        assert "ZeroDivisionError: by chance" in str(floor.report().attention)
+        assert sum("ZeroDivisionError" in text for text in floor.said) == 1
+        assert floor.report().status == "processing"
+    report = floor.until("completed")
+    assert report.attention is None
 
 
 def test_r39_retries_are_apart_and_ever_further(floor: Floor) -> None:
