@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -290,37 +291,80 @@ def shell() -> Iterator[LocalExecutor]:
     executor.close()
 
 
-def test_r06_space_is_asked_for_before_every_upload_and_a_full_disk_tells_what_to_do(
-    tmp_path: Path, shell: LocalExecutor
-) -> None:
-    """Before the first job, and before a resubmit or a retry, whose input lies there already."""
-    work, source = tmp_path / "ws", tmp_path / "case"
-    source.mkdir()
-    (source / "plan.dcm").write_bytes(b"x" * 100)
-    digest = hashlib.sha256(b"x" * 100).hexdigest()
+class Workspace:
+    """Uploads of a case of one file, by production's own scripts, run here."""
 
-    def upload(job: str, least: float) -> dict[str, int]:
-        uploader = Uploader(shell, workspace=str(work), instance="i1", min_free_bytes=least, timeout=60)
-        return uploader.upload(
-            Upload(
-                case_id=KEY,
-                job_id=f"{KEY}-{job}",
-                source=str(source),
-                input_folder=f"{work}/{KEY}/input",
-                inputs=(InputFile(remote="plan.dcm", local="plan.dcm", bytes=100, sha256=digest),),
-                job_folder=f"{work}/{KEY}/{job}",
-                files={"chain.json": job.encode()},
-            )
+    def __init__(self, home: Path, shell: LocalExecutor) -> None:
+        self.root, self.source, self.shell = home / "ws", home / "case", shell
+        self.source.mkdir()
+        (self.source / "plan.dcm").write_bytes(b"x" * 100)
+
+    def upload(self, job: str, *, least: float = 0) -> dict[str, int]:
+        plan = InputFile(
+            remote="plan.dcm", local="plan.dcm", bytes=100, sha256=hashlib.sha256(b"x" * 100).hexdigest()
         )
+        case = f"{self.root}/{KEY}"
+        effect = Upload(
+            case_id=KEY,
+            job_id=f"{KEY}-{job}",
+            source=str(self.source),
+            input_folder=f"{case}/input",
+            inputs=(plan,),
+            job_folder=f"{case}/{job}",
+            files={"chain.json": job.encode()},
+        )
+        workspace = str(self.root)
+        uploader = Uploader(self.shell, workspace=workspace, instance="i1", min_free_bytes=least, timeout=60)
+        return uploader.upload(effect)
 
+    def there(self) -> list[str]:
+        return sorted(path.name for path in (self.root / KEY).iterdir())
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, shell: LocalExecutor) -> Workspace:
+    return Workspace(tmp_path, shell)
+
+
+def test_r06_space_is_asked_for_before_every_job_and_it_is_said_what_to_do(workspace: Workspace) -> None:
+    """Before the first, and before a resubmit or a retry, whose input lies there already."""
     with pytest.raises(ResourceError, match="are needed"):
-        upload("j01", 1e18)
-    assert not (work / KEY / "input").exists()
-    assert upload("j01", 0)["sent_files"] == 2
-    with pytest.raises(ResourceError, match="are needed") as refused:
-        upload("j02", 1e18)
-    assert "Make room" in str(refused.value)
-    assert not (work / KEY / "j02").exists()
+        workspace.upload("j01", least=1e18)
+    assert workspace.there() == []
+    assert workspace.upload("j01")["sent_files"] == 2
+    with pytest.raises(ResourceError, match="Make room there"):
+        workspace.upload("j02", least=1e18)
+    assert workspace.there() == ["input", "j01"]
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("Over block quota on {device}", True),
+        ("File limit reached on {device}", True),
+        ("Block limit reached on {device}2", False),
+        ("In block grace period on {device}", False),
+        ("Over block quota on server:/elsewhere", False),
+    ],
+)
+def test_r06_over_its_quota_nothing_is_sent(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, refused: bool
+) -> None:
+    """The jobs of who is over quota hang, or lose what they write, and there is no error of Slurm's."""
+    df = subprocess.run(["df", "-Pk", tmp_path], capture_output=True, text=True, check=True).stdout
+    said = words.format(device=df.splitlines()[-1].split()[0])
+    (tmp_path / "bin").mkdir()
+    quota = tmp_path / "bin" / "quota"
+    quota.write_text(f"#!/bin/sh\necho 'Disk quotas for user mqi:'\necho '\t{said}'\nexit 1\n")
+    quota.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{quota.parent}:{os.environ['PATH']}")
+    if refused:
+        with pytest.raises(ResourceError, match="ask for a larger quota") as caught:
+            workspace.upload("j01")
+        assert said in str(caught.value)
+        assert workspace.there() == []
+    else:
+        assert workspace.upload("j01")["sent_files"] == 2
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -798,8 +842,7 @@ def test_r32_to_fetch_again_touches_no_slurm(floor: Floor) -> None:
     floor.until(gone.exists)
     assert gone.read_bytes() == content
     kinds = {type(effect) for _, effect in floor.port.started[begun:]}
-    assert Download in kinds
-    assert not kinds & {Submit, Cancel, Upload}
+    assert kinds == {Download}
     assert (list(floor.sim.slurm.jobs), floor.sim.slurm.accepted) == (slurm, accepted)
 
 

@@ -151,6 +151,13 @@ class Uploader:
                 "df did not tell the free space of the workspace",
                 where=f"{self._shell.target}:{self._workspace}",
             )
+        if over := decode_text(answer.rest[1]) if len(answer.rest) > 1 else "":
+            # A small upload may still go through, and what the jobs write would be lost.
+            raise ResourceError(
+                f"over quota on the cluster: {' '.join(over.split())}",
+                where=f"{self._shell.target}:{self._workspace}",
+                fix="Remove files there, or ask for a larger quota",
+            )
         free = int(answer.rest[0]) * 1024
         if free < wanted:
             raise ResourceError(

@@ -38,13 +38,20 @@ state() { # folder, digest of its manifest, closed or open: whether more files m
   fi
   say STATE "$1" same
 }
+over() { # device: what `quota` says of it, where a limit is reached that nothing can be written beyond
+  command -v quota >/dev/null || return 0
+  timeout -k 2 5 quota -q 2>/dev/null | device=$1 awk '
+    BEGIN { end = " on " ENVIRON["device"] }
+    !/^[ \t]*In / && substr($0, length($0) - length(end) + 1) == end'
+}
 step 'making the workspace' mkdir -p -- "$workspace"
 enter 'the workspace' "$workspace"
 [ -e .owner ] || step 'claiming the workspace' own
 owner=$(head -c 200 .owner)
 say OWNER "$(printf '%s' "$owner" | text)"
 if [ "$owner" = "$instance" ]; then
-  say SPACE "$(df -Pk -- . | awk 'END { print $4 }')"
+  read -r device free <<<"$(df -Pk -- . | awk 'END { print $1, $4 }')"
+  say SPACE "$free" "$(over "$device" | text)"
   if [ -L "$key" ]; then fail "entering the case's folder" "$key is a symbolic link, Not a directory"; fi
   step "making the case's folder" mkdir -p -- "$key"
   enter "the case's folder" "$key"
