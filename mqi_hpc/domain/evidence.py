@@ -23,6 +23,7 @@ ABSENT = 44
 """Exit code of a section whose file is not there: a good answer."""
 _CLAIM = re.compile(r"(interpret|beams|convert)-([0-9]{1,7})\Z")
 _DISABLED = "accounting storage is disabled"
+_INTEGER = re.compile(r"[0-9]{1,18}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +83,10 @@ class Evidence:
         sizes = {}
         for line in lines:
             size, _, path = line.partition(" ")
-            if not size.isdecimal() or not path:
+            number = _integer(size)
+            if number is None or not path:
                 return None
-            sizes[path] = int(size)
+            sizes[path] = number
         if rest:
             return None
         return sizes
@@ -94,8 +96,7 @@ class Evidence:
         section = self.sections.get("date")
         if section is None or section.exit_code != 0:
             return None
-        text = section.text.strip()
-        return int(text) if text.isdecimal() else None
+        return _integer(section.text.strip())
 
     def free_bytes(self) -> int | None:
         """Return the free space of the workspace's file system, as `df -Pk` tells it."""
@@ -104,7 +105,8 @@ class Evidence:
             return None
         words = section.text.strip().rpartition("\n")[2].split()
         # Device, blocks, used, available, ...: a device's name may hold blanks, so from the end.
-        return int(words[-3]) * 1024 if len(words) >= 6 and words[-3].isdecimal() else None
+        blocks = _integer(words[-3]) if len(words) >= 6 else None
+        return None if blocks is None else blocks * 1024
 
 
 def read_evidence(output: str, nonce: str, *, asked: bool, accounting: str) -> Evidence:
@@ -133,6 +135,11 @@ def read_evidence(output: str, nonce: str, *, asked: bool, accounting: str) -> E
         sections=sections,
         notes=tuple(notes),
     )
+
+
+def _integer(text: str) -> int | None:
+    # `int` takes other scripts' digits, and raises where there are thousands.
+    return int(text) if _INTEGER.match(text) else None
 
 
 def _rows(

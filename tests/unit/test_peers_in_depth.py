@@ -41,6 +41,7 @@ from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import parse_submit
 from mqi_hpc.core.verdicts import judge
+from mqi_hpc.domain.evidence import read_evidence
 from mqi_hpc.domain.reconciler import Reconciler, Reconciliation
 from mqi_hpc.infrastructure.config import ConfigLoader
 from mqi_hpc.infrastructure.doctor import look_at_cluster
@@ -945,7 +946,12 @@ RUBBISH: dict[str, bytes] = {
     "nothing": b"",
     "bytes": bytes(range(256)) * 20,
     "a line end": b"\n\n\n",
-    "half a number": b"1" * 5000,
+    "a number without end": b"1" * 5000 + b" x 1\n",
+    "another's number": "١٢٣ x\n²³ y\n".encode(),
+    "a huge exit code": (
+        b'{"event":"exited","exit_code":1%s,"index":0,"node":"g1","restart":1%s,"slurm_id":1%s,'
+        b'"stage":"beams","text":"","time":1.0}\n' % (b"0" * 300, b"0" * 300, b"0" * 300)
+    ),
     "deep": b"[" * 100_000,
     "another form": b'{"version": 1, "stage": "beams", "run": []}\n',
     "a surrogate": b'{"stage": "\\ud800", "index": 1e999, "event": null}\n',
@@ -963,6 +969,28 @@ def test_r38_rubbish_of_any_kind_in_a_section_is_no_exception(bench: Bench, sect
     assert beam(bench, 1) == (TaskStatus.COMPLETED, "done") or section in ("status", "receipts")
     assert section in ("receipts", "status") or beam(bench)[0] is not TaskStatus.COMPLETED
     assert not any("a fault of this program" in text for text in bench.said)
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_r38_rubbish_for_receipts_of_a_chain_in_doubt_is_no_exception(kind: str) -> None:
+    bench = Bench()
+    bench.begin()
+    bench.world.fail(Submit, Failure.OUTAGE, "the link broke", uncertain=True)
+    for stage in ("", "interpret ", "claimed "):
+        bench.world.sections[f"receipts:{KEY}-j01"] = (stage + RUBBISH[kind].decode("utf-8", "replace"), 0)
+        bench.turn(60)
+    assert bench.report.submission in ("ambiguous", "burnt", "standing")
+    assert not any("a fault of this program" in text for text in bench.said)
+
+
+@given(st.dictionaries(st.sampled_from(["receipts:k", "status:k", "record:k", "listing:k"]), st.text()))
+def test_r38_no_text_of_a_case_makes_its_evidence_raise(texts: dict[str, str]) -> None:
+    framed = "".join(f"{MARK}n BEGIN {name}\n{text}\n{MARK}n END {name} 0\n" for name, text in texts.items())
+    whole = f"{MARK}n BEGIN squeue\n\n{MARK}n END squeue 0\n{framed}"
+    evidence = read_evidence(whole, "n", asked=False, accounting="auto")
+    evidence.receipts("k"), evidence.claims("k"), evidence.status("k"), evidence.listing("k")
+    assert evidence.queue == ()
+    assert all(section.text == texts[name] for name, section in evidence.sections.items() if name in texts)
 
 
 @pytest.mark.parametrize("kind", RUBBISH)

@@ -68,7 +68,7 @@ class JobFolder:
             .decode("utf-8", "replace")
             .split()
         )
-        return (words[0], int(words[1])) if len(words) == 3 else ("", 0)
+        return (words[0], int(words[1])) if len(words) == 3 and words[1].isdecimal() else ("", 0)
 
     def sibling(self, job: str) -> JobFolder:
         """Return another job's folder of the same case."""
