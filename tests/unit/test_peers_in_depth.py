@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import parse_submit
 from mqi_hpc.core.verdicts import judge
+from mqi_hpc.domain import watcher
 from mqi_hpc.domain.evidence import read_evidence
+from mqi_hpc.domain.polls import SWEEP_SECONDS
 from mqi_hpc.domain.reconciler import Reconciler, Reconciliation
 from mqi_hpc.infrastructure.config import ConfigLoader
 from mqi_hpc.infrastructure.doctor import look_at_cluster
@@ -532,6 +535,16 @@ def test_r12_a_job_of_ours_under_a_recycled_id_keeps_its_own_end(floor: Floor) -
     assert not any(task.status is TaskStatus.COMPLETED for task in floor.tasks() if task.type == "beam_calc")
 
 
+def test_r13_what_the_queue_shows_again_outweighs_an_older_end_in_accounting(bench: Bench) -> None:
+    """Asked because of a sibling, accounting tells of the preemption for as long as the job lives again."""
+    again, sibling = (r for r in bench.world.rows if r.name.endswith("beams"))
+    bench.world.rows.append(replace(again, word="PREEMPTED", queued=False))
+    again.word, again.reason, sibling.queued = "PENDING", "BeginTime", False
+    bench.turn(400)
+    assert any(look.sacct_ids for look in bench.world.started(Observe) if isinstance(look, Observe))
+    assert beam(bench) == (TaskStatus.RUNNING, "queued")
+
+
 def test_r13_preempted_for_good_is_waited_for_no_longer_than_its_absence_lasts(floor: Floor) -> None:
     """PreemptMode=CANCEL: it never comes back. Bounded absence ends it, and it is retried, uncounted."""
     floor.take()
@@ -843,6 +856,27 @@ def test_r38_an_error_over_one_case_is_told_and_the_others_are_led_on(
         assert floor.report().status == "processing"
     report = floor.until("completed")
     assert report.attention is None
+
+
+def test_r38_an_error_over_what_is_over_stops_nothing_either(
+    forgetful: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case that was judged without accounting is looked back at, when accounting answers again."""
+
+    def look_back(*_: object) -> None:
+        raise ZeroDivisionError("by chance")
+
+    forgetful.bed.accounting(up=False)
+    forgetful.take()
+    forgetful.until("completed")
+    with monkeypatch.context() as patch:
+        patch.setattr(watcher, "look_back", look_back)
+        pass_time(forgetful, 2 * SWEEP_SECONDS)
+    assert "ZeroDivisionError: by chance" in str(forgetful.report().attention)
+    assert forgetful.report().status == "completed"
+    forgetful.bed.accounting(up=True)
+    pass_time(forgetful, 2 * SWEEP_SECONDS)
+    assert forgetful.report().attention is None
 
 
 def test_r39_retries_are_apart_and_ever_further(floor: Floor) -> None:
