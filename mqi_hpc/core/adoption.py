@@ -104,10 +104,11 @@ def _adopted(case: Case, one: JobRemains, *, newest: bool) -> Adopted:
     head = chain.submissions[0]
     # Who has claimed its work was released: the chain stands. Else only the queue can tell.
     begun = any(claim(head.stage, index) in one.claims for index in head.indices)
-    if whole and begun:
+    # A later job is planned only where the one before stands, or is given up: one that is whole may wait in
+    # the queue still, beside those that came after it.
+    if whole and (begun or not newest):
         state = SubmitState.STANDING
     else:
-        # A later job is planned only where the one before stands, or is given up.
         state = SubmitState.AMBIGUOUS if newest else SubmitState.REFUSED
     return Adopted(chain=chain, state=state, receipts=receipts, files=one.files, newest=newest)
 

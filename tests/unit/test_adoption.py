@@ -435,6 +435,32 @@ def test_an_older_job_that_never_began_is_given_up_and_what_is_left_of_it_ended(
     assert took_effect(floor) == ONCE
 
 
+def test_older_jobs_that_wait_in_the_queue_beside_later_ones_go_on(floor: Floor) -> None:
+    for beam in floor.case.beams:
+        floor.bed.fault(beam.number, "hang")
+    floor.take()
+    floor.until(lambda: floor.beams() == ["running"] * 3)
+    floor.bed.partition("gpu", up=False)
+    for index, beam in enumerate(floor.case.beams):
+        floor.sim.slurm.end("PREEMPTED", index=index)
+        floor.until(lambda n=index: "failed" in floor.beams()[n])
+        floor.order(Verb.RESUBMIT, beams=(beam.number,))
+        floor.until(lambda: state(floor) is SubmitState.STANDING)
+    floor.sim.script.beams.clear()
+    store_lost(floor)
+    floor.take()
+    floor.until(lambda: adopted(floor) == ["j01", "j02", "j03", "j04"])
+    waiting = [name for name in live(floor) if name.endswith("beams")]
+    assert len(waiting) == 3
+    floor.turns(50)
+    assert [name for name in live(floor) if name.endswith("beams")] == waiting
+    floor.bed.partition("gpu", up=True)
+    floor.until("completed")
+    assert len(floor.jobs()) == 4
+    effects = took_effect(floor)
+    assert [effects.count(f"beams {index}") for index in range(3)] == [1, 1, 1]
+
+
 def test_a_case_called_off_and_resubmitted_while_its_folder_is_read_runs_once(floor: Floor) -> None:
     lost_while_running(floor)
     floor.take()

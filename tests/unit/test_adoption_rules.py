@@ -74,8 +74,6 @@ def test_a_job_that_began_stands() -> None:
 @pytest.mark.parametrize(
     "left",
     [
-        {"claims": ()},
-        {"claims": ("claim.beams-0", "claim.interpret-1")},
         {"receipts": {}},
         {"receipts": {**RECEIPTS, "convert": ""}},
         {"receipts": {**RECEIPTS, "convert": "half a rec"}},
@@ -86,6 +84,15 @@ def test_a_job_that_began_stands() -> None:
 def test_the_newest_that_is_not_whole_is_in_doubt_and_an_older_one_given_up(left: dict[str, Any]) -> None:
     assert states(job(**left)) == [("j01", SubmitState.AMBIGUOUS)]
     assert states(job(**left), job(2)) == [("j01", SubmitState.REFUSED), ("j02", SubmitState.STANDING)]
+
+
+@pytest.mark.parametrize("claims", [(), ("claim.beams-0", "claim.interpret-1")])
+def test_the_newest_that_is_whole_and_has_not_begun_is_in_doubt_and_an_older_one_stands(
+    claims: tuple[str, ...],
+) -> None:
+    assert states(job(claims=claims)) == [("j01", SubmitState.AMBIGUOUS)]
+    standing = [("j01", SubmitState.STANDING), ("j02", SubmitState.STANDING)]
+    assert states(job(claims=claims), job(2)) == standing
 
 
 def test_all_from_the_first_unknown_one_on_are_adopted_in_order() -> None:
