@@ -231,9 +231,14 @@ def _after(task: Task, reading: Reading, verdict: Verdict, evidence: Evidence, j
 
 
 def _never_ran(task: Task, reading: Reading, evidence: Evidence, job: Job) -> bool:
-    """Whether a task of which good accounting knows no end left neither claim nor status line."""
+    """Whether a task of which good accounting knows no end left neither claim nor status line.
+
+    One that was called off never is: nothing is to be made good.
+    """
     claims, lines = evidence.claims(job.job_id), evidence.status(job.job_id)
     if claims is None or lines is None or reading.accounting is not Accounting.GOOD:
+        return False
+    if reading.cancelled_by_us:
         return False
     it = (STAGE_OF[task.type], task.index)
     return it not in claims and it not in lines

@@ -223,6 +223,24 @@ def test_a_beam_whose_node_fails_while_it_is_being_cancelled_is_not_retried(floo
     }
 
 
+def test_a_case_that_is_called_off_while_the_controller_loses_it_is_not_retried(floor: Floor) -> None:
+    floor.bed.partition("cpu", up=False)
+    floor.take()
+    floor.until(lambda: floor.report().submission == "standing")
+    floor.sim.slurm.stop()
+    floor.order(Verb.CANCEL, reason="the wrong plan")
+    for slurm_id in list(floor.sim.slurm.jobs):
+        del floor.sim.slurm.jobs[slurm_id]
+        floor.sim.slurm.accounting.forget(slurm_id)
+    floor.sim.slurm.start()
+    floor.bed.partition("cpu", up=True)
+    report = floor.until("failed")
+    floor.turns(300)
+    assert len(floor.jobs()) == 1
+    assert all(one.at is None for one in report.next)
+    assert {beam.verdict for beam in report.beams} == {"lost"}
+
+
 def test_who_resubmits_first_is_obeyed_and_the_count_begins_anew(floor: Floor) -> None:
     fail_with_its_node(floor)
     floor.order(Verb.RESUBMIT)
