@@ -89,12 +89,15 @@ def plan_resubmit(
         return _convert_plan(case, history, convert_only=convert_only)
     interpreted = _interpreted(history)
     if interpreted is None:
-        if left := [beam.number for beam in case.beams if beam.index not in chosen]:
+        # A dose that stands is taken from where it is: its interpret is not in the store any more.
+        done = {beam.index for beam in case.beams if _status(history, beam.index) is TaskStatus.COMPLETED}
+        if left := [beam.number for beam in case.beams if beam.index not in chosen | done]:
             raise ProcessingError(
                 f"{case.label}: interpret did not finish, and {beams_named(left)} cannot be left out",
                 fix="Resubmit the case without --beam, when all of its beams have ended",
             )
-        return JobPlan(indices=tuple(sorted(chosen)))
+        sources = {index: job for index, job in _sources(case, history, chosen).items() if index in done}
+        return JobPlan(indices=tuple(sorted(chosen)), sources=sources)
     return JobPlan(
         stages=STAGES[1:],
         indices=tuple(sorted(chosen)),

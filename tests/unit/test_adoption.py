@@ -461,6 +461,23 @@ def test_older_jobs_that_wait_in_the_queue_beside_later_ones_go_on(floor: Floor)
     assert [effects.count(f"beams {index}") for index in range(3)] == [1, 1, 1]
 
 
+def test_after_a_refusal_the_dose_of_a_later_job_is_kept_and_the_rest_computed(floor: Floor) -> None:
+    resubmitted(floor, hangs=False)
+    floor.until("completed")
+    store_lost(floor)
+    written(floor, "chain.json", other_beam)
+    floor.take()
+    floor.until("failed")
+    floor.order(Verb.RESUBMIT)
+    floor.until("partial")
+    assert adopted(floor) == ["j02"]
+    floor.order(Verb.RESUBMIT)
+    report = floor.until("completed")
+    assert floor.jobs()[-1].stages == ("interpret", "beams", "convert")
+    assert len(report.results) == 3
+    assert took_effect(floor).count("beams 0") == 1
+
+
 def test_a_case_called_off_and_resubmitted_while_its_folder_is_read_runs_once(floor: Floor) -> None:
     lost_while_running(floor)
     floor.take()
