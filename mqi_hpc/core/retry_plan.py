@@ -76,13 +76,13 @@ class RetryPlan:
 
 
 def plan_retry(case: Case, history: History, names: Collection[str], table: RetryTable) -> RetryPlan | None:
-    """Return the job that retries the tasks `names`, None where none of them is to be retried any more.
+    """Return the job that retries the tasks `names`, None where none of them is to be retried, or not now.
 
     Raises ProcessingError where it cannot be planned.
     """
     tasks = current_tasks(history)
     chosen = tuple(task for task in pending(tasks) if task.task_id in names)
-    if not chosen:
+    if not chosen or not may_begin(history):
         return None
     if chosen[0].type is TaskType.INTERPRET:
         plan = plan_resubmit(case, history)

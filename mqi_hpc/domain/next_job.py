@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mqi_hpc.core.interfaces import IUnit
 from mqi_hpc.core.models import Case, Job, Task, TaskStatus, TaskType
-from mqi_hpc.core.resubmit import History, JobPlan, stale
+from mqi_hpc.core.resubmit import History, JobPlan, current_tasks, stale
 from mqi_hpc.domain.desk import OpenJob
 from mqi_hpc.services.job_service import JobService
 
@@ -39,3 +39,14 @@ def plan_next(
                 ended = task.evolve(status=TaskStatus.CANCELLED, phase="superseded", detail="")
                 work.put_task(ended, why=why)
     return service.plan(unit, case, plan, priority, retries=retries)
+
+
+def call_off_retries(unit: IUnit, case: Case, jobs: Sequence[OpenJob], why: str) -> bool:
+    """Take back what was promised to follow by itself; False: nothing was."""
+    promised = {task.task_id for task in current_tasks(history_of(jobs)) if task.retry is not None}
+    for work in jobs:
+        for task in [one for one in work.tasks if one.task_id in promised]:
+            work.put_task(task.evolve(retry=None, not_retried=why), why=why)
+    if promised:
+        unit.event("retry called off", case.case_id, {"tasks": sorted(promised), "why": why})
+    return bool(promised)

@@ -24,7 +24,7 @@ from mqi_hpc.core.resubmit import (
     plan_resubmit,
 )
 from mqi_hpc.domain.desk import Desk, OpenJob
-from mqi_hpc.domain.next_job import history_of, plan_next
+from mqi_hpc.domain.next_job import call_off_retries, history_of, plan_next
 from mqi_hpc.records.result import ConvertRecord, decode_record
 from mqi_hpc.services.case_service import CaseService
 from mqi_hpc.services.job_service import JobService
@@ -135,7 +135,7 @@ class Orders:
         ended = False
         for work in open_case.jobs:
             ended = _call_off(work, why) or ended
-        ended = _call_off_retries(open_case, why) or ended
+        ended = call_off_retries(unit, case, open_case.jobs, why) or ended
         if not ended:
             raise ProcessingError(f"{case.label} is {case.status}: there is nothing to cancel")
         return f"{case.label}: cancelled; what is in Slurm of it is cancelled there"
@@ -211,17 +211,6 @@ def _refuse_doubt(case: Case, newest: OpenJob) -> None:
         raise ProcessingError(
             f"{case.label} is being submitted at this moment", fix="Ask again in a minute", where="cancel"
         )
-
-
-def _call_off_retries(open_case: _Case, why: str) -> bool:
-    """Take back what was promised to follow by itself; False: nothing was."""
-    promised = [task for task in current_tasks(open_case.history) if task.retry is not None]
-    for task in promised:
-        open_case.put(task.evolve(retry=None, not_retried=why), why)
-    if promised:
-        data = {"tasks": [task.task_id for task in promised], "why": why}
-        open_case.unit.event("retry called off", open_case.case.case_id, data)
-    return bool(promised)
 
 
 def _call_off(work: OpenJob, why: str) -> bool:

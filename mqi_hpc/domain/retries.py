@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import job_name
 from mqi_hpc.core.retry_causes import RetryTable
 from mqi_hpc.core.retry_plan import plan_retry
 from mqi_hpc.domain.desk import Desk
-from mqi_hpc.domain.next_job import history_of, plan_next
+from mqi_hpc.domain.next_job import call_off_retries, history_of, plan_next
 from mqi_hpc.domain.orders import describe
 from mqi_hpc.services.job_service import JobService
 
@@ -25,11 +26,16 @@ class Retries:
         """Plan the next job of a case for those of the tasks `names` that are still to be retried.
 
         Promise and job are read and kept in one transaction: a person who was faster is obeyed, and a crash
-        leaves the promise. Raises ProcessingError or ConfigurationError where it cannot be planned.
+        leaves the promise. Where the case as it stands leaves nothing to plan, it is taken back, and a person
+        is asked. Raises ProcessingError or ConfigurationError where the job cannot be made now.
         """
         with self._desk.open_case(case_id) as (unit, case, jobs):
             history = history_of(jobs)
-            found = plan_retry(case, history, names, self._table)
+            try:
+                found = plan_retry(case, history, names, self._table)
+            except ProcessingError as error:
+                found = None
+                call_off_retries(unit, case, jobs, f"it cannot be: {error.what}")
             if found is None:
                 return
             priority = history.jobs[-1].priority

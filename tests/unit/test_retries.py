@@ -412,6 +412,25 @@ def test_a_convert_whose_node_failed_is_run_again_alone(floor: Floor) -> None:
     assert len(report.results) == 3
 
 
+def test_a_convert_that_had_nothing_to_convert_is_not_retried_for_ever(floor: Floor) -> None:
+    floor.sim.script.seconds["convert"] = 120.0
+    for beam in floor.case.beams:
+        floor.bed.fault(beam.number, "exit 7")
+    floor.take()
+    floor.until(lambda: floor.phase("convert") == "running")
+    floor.bed.node_down("c1")
+    floor.until(lambda: bool(promised(floor)))
+    floor.bed.sim.slurm.node_up("c1")
+    report = floor.until("failed")
+    assert not promised(floor)
+    assert len(floor.jobs()) == 1
+    (convert,) = (one for one in report.next if one.what == "convert")
+    assert "it cannot be: P001-f01: no beam is done, there is nothing to convert" in convert.text
+    floor.sim.script.beams.clear()
+    floor.order(Verb.RESUBMIT)
+    floor.until("completed")
+
+
 def test_good_beams_come_home_while_a_retry_is_to_come(floor: Floor) -> None:
     floor.bed.fault(floor.case.beams[2].number, "hang")
     floor.take()
