@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mqi_hpc.core.models import STAGE_OF, STAGES, Job, SubmitState, Task
+from mqi_hpc.core.next_task import slurm_tasks
 from mqi_hpc.core.observation import PREFIX, Row
-from mqi_hpc.core.resubmit import History
+from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.records.layout import is_job, is_key
 
 _IN_SUBMISSION = frozenset(
@@ -95,7 +96,7 @@ def find_orphans(
         found = _judged(match, name, slurm_id, history)
         if found is None:
             continue
-        if match and history is not None and (why := _in_submission(history)):
+        if match and history is not None and (why := _in_submission(history) or _to_come(history, match[2])):
             not_judged[match[1]] = why
         else:
             orphans.append(found)
@@ -137,11 +138,24 @@ def left(wanted: Iterable[tuple[str, int]], rows: Iterable[Row]) -> tuple[tuple[
 
 
 def _in_submission(history: History) -> str:
-    """Return why a case's jobs in Slurm cannot be judged, "" where they can."""
+    """Return why nothing that a case has in Slurm can be judged, "" where it can."""
     for job in history.jobs:
         if job.submit_state in _IN_SUBMISSION:
             return f"{job.name} is {job.submit_state}: what Slurm has of it may not be in the store yet"
     return ""
+
+
+def _to_come(history: History, name: str) -> str:
+    """Return why a job that the store does not know may be taken over yet, "" where none comes by itself."""
+    if not is_job(name) or not history.jobs or any(job.name == name for job in history.jobs):
+        return ""
+    if _ended(history) and not any(task.retry is not None for task in current_tasks(history)):
+        return ""
+    return f"{name} is not in the store, and the case is not over: a store that is an older one takes it over"
+
+
+def _ended(history: History) -> bool:
+    return all(task.status.terminal for tasks in history.tasks.values() for task in slurm_tasks(tasks))
 
 
 def _judged(match: re.Match[str] | None, name: str, slurm_id: int, history: History | None) -> Orphan | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mqi_hpc.controllers.parts import SystemClock
+from mqi_hpc.core.causes import Cause, Retry
 from mqi_hpc.core.models import Job, SubmitState, Task, TaskStatus
 from mqi_hpc.core.observation import Row
 from mqi_hpc.core.orphans import (
@@ -91,7 +92,6 @@ def test_what_the_store_holds_live_is_none() -> None:
     ("name", "slurm_id", "words"),
     [
         (named("beams", key=OTHER), 12, f"knows no case {OTHER}"),
-        (named("beams", job="j02"), 12, "knows no j02"),
         (named("beams"), 99, "has the id 12"),
     ],
 )
@@ -101,6 +101,34 @@ def test_what_it_does_not_know_is_one(name: str, slurm_id: int, words: str) -> N
     assert words in found.what
     assert "--cancel" in found.cure
     assert found.cancellable
+
+
+OVER = ("interpret", "beams", "convert")
+
+
+def test_a_job_that_a_case_which_is_over_does_not_know_is_one() -> None:
+    (found,) = look(row(named("beams", job="j02"), 12), cases={KEY: history(over=OVER)}).orphans
+    assert "knows no j02" in found.what
+    assert found.cancellable
+
+
+def test_a_job_that_a_store_restored_from_a_backup_may_take_over_yet_is_left_alone() -> None:
+    promised = history(over=OVER)
+    (job,) = promised.jobs
+    retry = Retry(cause=Cause.NODE_FAIL, at=1.0, pause=1.0, attempt=1, most=3)
+    tasks = [
+        task.evolve(status=TaskStatus.FAILED, retry=retry) if task.type == "beam_calc" else task
+        for task in promised.tasks[job.job_id]
+    ]
+    for one in (history(over=["interpret"]), replace(promised, tasks={job.job_id: tasks})):
+        found = look(row(named("beams", job="j02"), 12), cases={KEY: one})
+        assert found.orphans == ()
+        assert "takes it over" in found.not_judged[KEY]
+
+
+def test_a_job_of_a_case_without_any_is_one() -> None:
+    (found,) = look(row(named("beams"), 12), cases={KEY: History(jobs=(), tasks={})}).orphans
+    assert "knows no j01" in found.what
 
 
 @pytest.mark.parametrize("state", [SubmitState.REFUSED, SubmitState.BURNT, SubmitState.WITHDRAWN])
