@@ -95,7 +95,7 @@ _PROGRAM = textwrap.dedent(
             if str(job["id"]) in args and job["name"] == option("--name"):
                 job["state"] = "CANCELLED"
     elif me == "sacct":
-        print("")
+        pass
     save()
     """
 )
