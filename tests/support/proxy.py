@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 
 class _Pipe:
-    """One connection: two threads that copy; while `frozen`, what was read is kept back."""
+    """One connection: two threads that copy; while `frozen`, what was read is kept back.
 
-    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+    `passed` is asked with the direction (0 is to the server) and the bytes so far, before they are sent.
+    """
+
+    def __init__(
+        self, near: socket.socket, far: socket.socket, passed: Callable[[_Pipe, int, int], None]
+    ) -> None:
         self._ends = near, far
+        self._passed = passed
         self._open = threading.Event()
         self._open.set()
-        for source, target in ((near, far), (far, near)):
-            threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+        for direction, (source, target) in enumerate(((near, far), (far, near))):
+            threading.Thread(target=self._copy, args=(source, target, direction), daemon=True).start()
 
     @property
     def frozen(self) -> bool:
@@ -34,9 +41,12 @@ class _Pipe:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+    def _copy(self, source: socket.socket, target: socket.socket, direction: int) -> None:
+        count = 0
         with contextlib.suppress(OSError):
             while block := source.recv(65536):
+                count += len(block)
+                self._passed(self, direction, count)
                 self._open.wait()
                 target.sendall(block)
         for end in (source, target):
@@ -48,6 +58,8 @@ class Proxy:
     """Listens on `port` of this machine and forwards to `target`; `opened` counts connections.
 
     While `refusing`, a new one is closed at once.
+    `freeze_after`: bytes to and from the server after which a connection freezes (0: never), which sets
+    `struck`.
     """
 
     def __init__(self, target: int) -> None:
@@ -57,6 +69,8 @@ class Proxy:
         self.pipes: list[_Pipe] = []
         self.opened = 0
         self.refusing = False
+        self.freeze_after = (0, 0)
+        self.struck = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def __enter__(self) -> Proxy:
@@ -81,4 +95,9 @@ class Proxy:
                     near.close()
                     continue
                 far = socket.create_connection(("127.0.0.1", self._target))
-                self.pipes.append(_Pipe(near, far))
+                self.pipes.append(_Pipe(near, far, self._count))
+
+    def _count(self, pipe: _Pipe, direction: int, count: int) -> None:
+        if 0 < self.freeze_after[direction] < count:
+            pipe.freeze()
+            self.struck.set()
