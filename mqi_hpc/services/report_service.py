@@ -180,11 +180,19 @@ def _delivered(tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def _brought_home(history: History) -> tuple[tuple[str, ...], dict[int, DoseReport]]:
-    """Return the files and doses of the newest job whose results came home."""
-    for job in reversed(history.jobs):
+    """Return the files and doses of the newest job whose results came home.
+
+    The dose of a beam that a later job computes anew is none of them: it was doubted, and is not that job's.
+    """
+    for at, job in reversed(list(enumerate(history.jobs))):
         tasks = history.tasks[job.job_id]
         if files := _delivered(tasks)["files"]:
-            return tuple(files), _doses(tasks, files)
+            later = [task for newer in history.jobs[at + 1 :] for task in history.tasks[newer.job_id]]
+            anew = {task.index for task in later if task.type is TaskType.BEAM_CALC}
+            doses = _doses(tasks, files)
+            old = {dose.file for index, dose in doses.items() if index in anew}
+            kept = {index: dose for index, dose in doses.items() if index not in anew}
+            return tuple(path for path in files if path not in old), kept
     return (), {}
 
 

@@ -112,6 +112,26 @@ def test_a_contradicted_beam_is_computed_again_where_it_is_named(floor: Floor) -
     assert floor.report().beams[1].noted == ""
 
 
+def test_the_doubted_dose_is_not_shown_as_that_of_the_job_that_computed_the_beam_anew(floor: Floor) -> None:
+    done_alone(floor)
+    floor.bed.accounting(up=True)
+    rewrite(floor, array(floor), "FAILED")
+    swept(floor)
+    doubted, *others = floor.report().results
+    floor.sim.script.stages["convert"] = "exit 7"
+    floor.order(Verb.RESUBMIT, beams=(floor.case.beams[0].number,))
+    report = floor.until("partial")
+    assert (report.job, report.beams[0].verdict, report.beams[0].dose) == ("j02", "done", None)
+    assert report.beams[1].dose is not None
+    assert list(report.results) == others
+    assert "beam_2" in doubted
+    floor.sim.script.stages.clear()
+    floor.order(Verb.RESUBMIT)
+    report = floor.until("completed")
+    assert report.beams[0].dose is not None
+    assert len(report.results) == 3
+
+
 def test_where_slurm_had_agreed_a_later_word_is_an_event_alone(floor: Floor) -> None:
     # A controller that came back from an older state rewrites ended elements, about a minute later.
     floor.bed.fault(floor.case.beams[2].number, "hang")
