@@ -168,8 +168,9 @@ class Container:
     def left_out(self) -> tuple[LeftOut, ...]:
         """Return the nodes that new beams keep away from now."""
         with self.parts.store.transaction(write=False) as unit:
-            tasks = unit.jobs.left_out(self.parts.clock.now())
-        return left_out(tasks, self.config.processing.retries.most_left_out)
+            now = self.parts.clock.now()
+            tasks = unit.jobs.left_out(now)
+        return left_out(tasks, self.config.processing.retries.most_left_out, now)
 
     def preview(self, folder: str) -> Mapping[str, bytes]:
         """Return what would be rendered for a folder; keeps nothing. Raises RejectedCase."""

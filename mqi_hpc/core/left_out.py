@@ -30,13 +30,15 @@ def is_node(name: str) -> bool:
     return _NAME.match(name) is not None
 
 
-def left_out(tasks: Sequence[Task], most: int) -> tuple[LeftOut, ...]:
+def left_out(tasks: Sequence[Task], most: int, now: float) -> tuple[LeftOut, ...]:
     """Return the nodes that are left out because of these tasks, by name: of more than `most`, the oldest go.
 
-    `tasks` are those with a `left_out_until` that has not passed (`IJobRepository.left_out`).
+    `tasks` are those with a `left_out_until` that has not passed at `now` (`IJobRepository.left_out`). One
+    that ended after `now` was noted by a clock that went wrong: it would keep a node away for as long again.
     """
     by_node: dict[str, LeftOut] = {}
-    for task in sorted(tasks, key=lambda task: (task.ended_at or 0.0, task.task_id)):
+    past = [task for task in tasks if (task.ended_at or 0.0) <= now]
+    for task in sorted(past, key=lambda task: (task.ended_at or 0.0, task.task_id)):
         by_node[task.node] = LeftOut(
             node=task.node,
             since=task.ended_at or 0.0,

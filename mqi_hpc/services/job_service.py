@@ -201,7 +201,8 @@ class JobService:
     def _left_out(self, unit: IUnit, plan: JobPlan) -> tuple[str, ...]:
         if "beams" not in plan.stages:
             return ()
-        found = left_out(unit.jobs.left_out(self._clock.now()), self._most_left_out)
+        now = self._clock.now()
+        found = left_out(unit.jobs.left_out(now), self._most_left_out, now)
         return tuple(one.node for one in found)
 
     def _now(self) -> datetime:

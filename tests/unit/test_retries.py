@@ -312,6 +312,18 @@ def test_a_clock_set_forward_while_it_runs_shortens_no_pause(floor: Floor) -> No
     assert 50 < floor.bed.clock.monotonic() - before < 70
 
 
+def test_a_clock_that_was_a_year_ahead_keeps_no_node_away_for_a_year(floor: Floor) -> None:
+    floor.take()
+    running(floor)
+    floor.bed.clock.step(365 * 86400.0)
+    floor.bed.node_down("g1")
+    floor.until(lambda: len(promised(floor)) == 3)
+    floor.bed.sim.slurm.node_up("g1")
+    floor.bed.clock.step(-365 * 86400.0)
+    floor.until("completed")
+    assert [job.left_out for job in floor.jobs()] == [(), ()]
+
+
 def test_a_retry_whose_transaction_fails_is_made_later_and_once(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

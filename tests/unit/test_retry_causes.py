@@ -396,13 +396,14 @@ def test_a_suspect_has_two_ways_on() -> None:
 def test_of_too_many_nodes_the_oldest_go() -> None:
     tasks = [task(number=n, node=f"g{n}", ended_at=NOW + n, left_out_until=NOW + 100) for n in (1, 2, 3)]
     again = task(number=4, node="g1", ended_at=NOW + 9, left_out_until=NOW + 50, detail="GPU gone")
-    assert [one.node for one in left_out(tasks, 2)] == ["g2", "g3"]
-    found = left_out([*tasks, again], 2)
+    assert [one.node for one in left_out(tasks, 2, NOW + 10)] == ["g2", "g3"]
+    found = left_out([*tasks, again], 2, NOW + 10)
     assert [(one.node, one.until, one.why) for one in found] == [
         ("g1", NOW + 100, "GPU gone"),
         ("g3", NOW + 100, "failed"),
     ]
-    assert left_out(tasks, 0) == ()
+    assert left_out(tasks, 0, NOW + 10) == ()
+    assert [one.node for one in left_out(tasks, 2, NOW + 1)] == ["g1"]
 
 
 @pytest.mark.parametrize(
