@@ -796,11 +796,11 @@ def test_a_verdict_says_exactly_this(case: Case) -> None:
         status=TaskStatus[case.status],
         phase=case.phase,
         detail=case.detail,
-        attention=case.attention,
         noted=case.noted,
         timer=timer(case.after),
         row=case.row,
     )
+    assert found.attention is case.attention
 
 
 def test_every_row_of_the_table_is_here() -> None:
