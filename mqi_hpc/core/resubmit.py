@@ -10,6 +10,7 @@ from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.models import STAGE_OF, STAGES, Case, Job, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.outcome import left_out
 from mqi_hpc.core.pruning import require_remote
+from mqi_hpc.records.layout import EXIT_NOT_NOW
 
 _UNSENT = frozenset({SubmitState.PLANNED, SubmitState.UPLOADED})
 _UNKNOWN = frozenset({SubmitState.SUBMITTING, SubmitState.AMBIGUOUS})
@@ -87,7 +88,7 @@ def plan_resubmit(
     chosen = set() if convert_only else _chosen(case, history, numbers)
     if not chosen:
         return _convert_plan(case, history, convert_only=convert_only)
-    interpreted = _interpreted(history)
+    interpreted = None if _interpreted_gone(history, chosen) else _interpreted(history)
     if interpreted is None:
         # A dose that stands is taken from where it is: its interpret is not in the store any more.
         done = {beam.index for beam in case.beams if _status(history, beam.index) is TaskStatus.COMPLETED}
@@ -198,6 +199,20 @@ def _interpreted(history: History) -> str | None:
     if found is None or found[1].status not in (TaskStatus.COMPLETED, TaskStatus.SUSPECT):
         return None
     return found[0].name if found[1].record is not None else None
+
+
+def _interpreted_gone(history: History, chosen: set[int]) -> bool:
+    """Whether a beam may have found that what an older job's interpret left does not stand any more.
+
+    The fence stops it then before it leaves a word of its own, and squeue tells no exit code.
+    """
+    newest = [found for index in chosen if (found := history.beam(index)) is not None]
+    return any("interpret" not in job.stages and _stopped(task) for job, task in newest)
+
+
+def _stopped(task: Task) -> bool:
+    failed = task.status is TaskStatus.FAILED and task.slurm == "FAILED"
+    return failed and task.exit_code in (None, EXIT_NOT_NOW)
 
 
 def _all_converted(history: History, convert: Task, convert_only: bool) -> bool:
