@@ -9,7 +9,10 @@ WAYS = {
     "held": "whoever holds it releases it (`scontrol release`), or `mqi-hpc cancel` it",
     "blocked": "mend what Slurm names, or `mqi-hpc cancel` it, mend the configuration and `resubmit`",
     "unknown": "it is looked at again; `mqi-hpc why` shows what Slurm said: is there a newer mqi-hpc?",
-    "unreadable": "it is read again with each look; is the job's folder on the cluster as it should be?",
+    "unreadable": (
+        "it is read again with each look; is the job's folder on the cluster as it should be?"
+        " `mqi-hpc cancel` gives it up"
+    ),
     "waiting": "it goes on when slurmdbd answers again; `mqi-hpc cancel` gives it up",
     "no space": "make room, it goes on by itself",
     "limited": "it goes on by itself when the limit allows; `mqi-hpc cancel` gives it up",

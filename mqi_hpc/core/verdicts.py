@@ -94,13 +94,32 @@ def _cancelled(poll: _Poll) -> Verdict:
 
 
 def _unreadable(poll: _Poll) -> Verdict:
-    timer = poll.timer.interrupted()
-    return _wait("unreadable", "the record cannot be read, or not its folder", timer)
+    return _unseen(poll, "unreadable", "the record cannot be read, or not its folder")
 
 
 def _exit_unreadable(poll: _Poll) -> Verdict:
-    timer = poll.timer.interrupted()
-    return _wait("unreadable", "the status file cannot be read", timer)
+    return _unseen(poll, "unreadable", _NO_STATUS)
+
+
+_NO_STATUS = "the status file cannot be read"
+
+
+def _unseen(poll: _Poll, name: str, why: str) -> Verdict:
+    """Wait for a witness that does not answer; what was called off waits for it no longer than T_lag."""
+    if not poll.reading.cancelled_by_us:
+        return _wait(name, why, poll.timer.interrupted())
+    timer = poll.timer.on(_CALLED_OFF, poll.elapsed)
+    if timer.waited < poll.limits.lag:
+        return _wait(name, why, timer)
+    return _given_up(why, timer)
+
+
+def _given_up(why: str, timer: Timer) -> Verdict:
+    detail = f"called off, and not in the queue; how it ended is not known: {why}"
+    return _end(TaskStatus.CANCELLED, "cancelled", detail, timer)
+
+
+_CALLED_OFF = "called off, and a witness does not answer"
 
 
 def _completed_valid(poll: _Poll) -> Verdict:
@@ -163,6 +182,8 @@ def _silent(poll: _Poll) -> Verdict:
     if not passed and timer.waited < poll.limits.lag:
         return _wait("settling", "gone from the queue, not yet in accounting", timer)
     if not poll.reading.status_good:
+        if poll.reading.cancelled_by_us:
+            return _given_up(_NO_STATUS, timer)
         return _exit_unreadable(replace(poll, timer=timer))
     noted = f"{WITHOUT_ACCOUNTING}, which answered but knew nothing of it"
     return _by_files(replace(poll, timer=timer), _AFTER_LAG, noted)
@@ -197,8 +218,7 @@ def _by_files(poll: _Poll, prefix: str, noted: str) -> Verdict:
 
 def _down(poll: _Poll) -> Verdict:
     if not poll.reading.agrees:
-        timer = poll.timer.interrupted()
-        return _wait("waiting", "not in the queue, and accounting does not answer", timer)
+        return _unseen(poll, "waiting", "not in the queue, and accounting does not answer")
     timer = poll.timer.on(_NO_WORD, poll.elapsed)
     if timer.waited < poll.limits.lag:
         return _wait("settling", "accounting does not answer; record and exit record agree", timer)

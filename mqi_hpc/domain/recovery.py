@@ -52,9 +52,11 @@ class Found:
 
 def recover(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patience) -> Found:
     """Bring a job whose submission is in doubt in line with a look; `elapsed` seconds after the last one."""
-    lines = evidence.receipts(work.job.job_id)
-    if lines is None or evidence.queue is None:
+    if evidence.queue is None:
         return Found()
+    lines = evidence.receipts(work.job.job_id)
+    if lines is None:
+        return _unread(work, evidence.queue, elapsed, patience)
     damaged = _take_receipts(work, lines)
     whole = not damaged and all(s.slurm_id is not None for s in work.job.submissions)
     if whole and released(work.job, evidence.queue, evidence.claims(work.job.job_id) or ()):
@@ -63,6 +65,14 @@ def recover(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patienc
     # While it is under way in this process, its own answer tells.
     if work.job.submit_state is SubmitState.AMBIGUOUS:
         return _decide(work, evidence, elapsed, patience, damaged)
+    return Found()
+
+
+def _unread(work: OpenJob, queue: Sequence[Row], elapsed: float, patience: Patience) -> Found:
+    """Wait for receipts that cannot be read; of a chain that was called off nothing depends on them."""
+    doubt = work.job.submit_state is SubmitState.AMBIGUOUS and bool(work.job.cancelled)
+    if doubt and _may_act(work, elapsed, patience.submit * _GRACE, lost=False):
+        return _called_off(work, queue)
     return Found()
 
 

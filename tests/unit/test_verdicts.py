@@ -112,6 +112,9 @@ def run(reading: Reading, *, seconds: float, step: float = 60.0, limits: Limits 
 def outcome(r: Reading, waited: float) -> tuple[TaskStatus, bool]:
     """What the table says of a reading that has held for `waited` seconds: (status, is it noted)."""
     row, waits, ends = row_of(r), (TaskStatus.RUNNING, False), r.record is Witness.VALID
+    unseen = row in (TableRow.UNREADABLE, TableRow.EXIT_UNREADABLE) or (row is TableRow.DOWN and not r.agrees)
+    if r.cancelled_by_us and (unseen or (row is TableRow.SILENT and not r.status_good)):
+        return (TaskStatus.CANCELLED, False) if waited >= LIMITS.lag else waits
     if row is TableRow.SILENT:
         return (by_files(r, waited - LIMITS.lag, noted=True)) if waited >= LIMITS.lag else waits
     if row is TableRow.NO_ACCOUNTING:
@@ -211,8 +214,9 @@ def test_a_bad_poll_neither_advances_nor_forgets_a_timer(
     reading: Reading, timer: Timer, elapsed: float
 ) -> None:
     verdict = judge(reading, timer, elapsed, LIMITS)
-    waits = verdict.row in (TableRow.NONE, TableRow.UNREADABLE, TableRow.EXIT_UNREADABLE)
-    if waits or (verdict.row is TableRow.DOWN and not reading.agrees):
+    unseen = verdict.row in (TableRow.UNREADABLE, TableRow.EXIT_UNREADABLE)
+    unseen = unseen or (verdict.row is TableRow.DOWN and not reading.agrees)
+    if verdict.row is TableRow.NONE or (unseen and not reading.cancelled_by_us):
         assert not verdict.final
         assert (verdict.timer.waited, verdict.timer.polls) == (timer.waited, timer.polls)
         assert verdict.timer == timer.interrupted()
@@ -303,7 +307,8 @@ def test_accounting_that_comes_and_goes_keeps_nobody_waiting_for_ever() -> None:
 
 def test_an_outage_of_accounting_alone_never_fails_a_task() -> None:
     for reading in ENDED:
-        if row_of(reading) is TableRow.DOWN:
+        # Who has called it off waits for no accounting.
+        if row_of(reading) is TableRow.DOWN and not reading.cancelled_by_us:
             assert run(reading, seconds=1e4, step=700).status in (
                 TaskStatus.RUNNING,
                 TaskStatus.COMPLETED,
