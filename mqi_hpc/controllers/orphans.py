@@ -82,6 +82,12 @@ class _Examination:
     def run(self, *, cancel: bool) -> Found:
         first = self._sight.look()
         cases, labels = self._read()
+        if cancel and not cases:
+            raise ConfigurationError(
+                "the store holds no case: whatever runs would be ended",
+                where=str(self._config.app.state_file),
+                fix="Where the store was lost, `mqi-hpc run` takes over what is there; then ask again",
+            )
         second = self._sight.look(folders=False)
         seen = find_orphans(
             self._store.instance,

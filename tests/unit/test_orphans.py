@@ -258,6 +258,11 @@ class Place:
             for task in one.tasks[one.jobs[0].job_id]:
                 unit.jobs.put_task(task)
 
+    def other(self) -> None:
+        """A case that has no job yet: the store is not an empty one."""
+        with self.store.transaction() as unit:
+            unit.cases.put(make_case(key=OTHER).evolve(instance=self.instance, identity="another"))
+
     def queue(self, *jobs: tuple[str, int]) -> None:
         rows = [{"id": number, "name": name, "state": "RUNNING", "reason": "None"} for name, number in jobs]
         self.slurm.set(jobs=rows)
@@ -335,7 +340,8 @@ def test_r37_orphans_are_listed_and_cancelled_by_name_and_id(
 def test_a_scancel_that_says_yes_and_ends_nothing_is_told(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place.queue((place.named("beams", key=OTHER), 77))
+    place.other()
+    place.queue((place.named("beams", key="unknownkey00"), 77))
     (place.slurm.path / "scancel").write_text("#!/bin/sh\nexit 0\n")
     code, found = place.asked(capsys, "--cancel")
     assert code == 1
@@ -354,6 +360,14 @@ def test_a_job_that_is_just_being_submitted_is_not_cancelled(
     assert place.slurm.calls("scancel") == []
     assert run(["--config", str(place.path), "doctor", "--orphans"]) == 0
     assert "not judged" in capsys.readouterr().out
+
+
+def test_a_store_that_was_begun_anew_ends_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.queue((place.named("beams"), 12))
+    code, found = place.asked(capsys, "--cancel")
+    assert code == 2
+    assert "holds no case" in found["error"]
+    assert place.slurm.calls("scancel") == []
 
 
 def test_a_queue_that_does_not_answer_says_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,6 +438,7 @@ def test_cancel_alone_is_refused(place: Place, capsys: pytest.CaptureFixture[str
 def test_a_case_that_is_taken_up_meanwhile_is_left_alone(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    place.other()
     place.queue(*whole(place))
     from mqi_hpc.controllers import orphans
 
