@@ -13,6 +13,7 @@ import argparse
 import gc
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -58,11 +59,19 @@ def _many(first: int, runs: int, bug: str | None, processes: int) -> int:
     starts = range(first, first + runs, _CHUNK)
     ends = [min(start + _CHUNK, first + runs) for start in starts]
     with ProcessPoolExecutor(processes, initializer=_begin) as pool:
-        for part in pool.map(_chunk, starts, ends, repeat(bug)):
-            before = tally.runs
-            tally.merge(part)
-            if tally.runs * 10 // runs > before * 10 // runs:
-                print(f"{tally.runs} runs, {len(tally.violations)} violations", file=sys.stderr, flush=True)
+        try:
+            for part in pool.map(_chunk, starts, ends, repeat(bug)):
+                before = tally.runs
+                tally.merge(part)
+                if tally.runs * 10 // runs > before * 10 // runs:
+                    told = f"{tally.runs} runs, {len(tally.violations)} violations"
+                    print(told, file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            # What was played is told; exit code 1, as not all of it was.
+            pool.shutdown(wait=False, cancel_futures=True)
+    if not tally.runs:
+        print("interrupted before anything was played")
+        return 1
     seconds = time.monotonic() - began
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = used.ru_utime + used.ru_stime
@@ -74,10 +83,12 @@ def _many(first: int, runs: int, bug: str | None, processes: int) -> int:
             print(f"  {seed}: {text[:160]}")
     print(tell(tally, seconds, cpu_seconds))
     print("every invariant held" if tally.held else "NOT every invariant held, or too few faults struck")
-    return 0 if tally.held else 1
+    return 0 if tally.held and tally.runs == runs else 1
 
 
 def _begin() -> None:
+    # The parent hears Ctrl-C, and tells how far it came.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence()
     # A run's objects hang together until it ends, and die together.
     gc.set_threshold(50_000, 20, 100)
