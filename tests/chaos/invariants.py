@@ -123,10 +123,9 @@ def _nothing_lost(world: World, case: Case, current: list[Task]) -> Iterator[str
 def _left_over(world: World) -> Iterator[str]:
     if world.cut_short:
         return
-    for job in world.cluster.slurm.jobs.values():
-        if job.request.folder and job.live:
-            states = sorted({one.word for one in job.elements.values()})
-            yield f"left in the queue: {job.request.name} {job.id} {'/'.join(states)} {job.reason}"
+    for job in world.left():
+        states = sorted({one.word for one in job.elements.values()})
+        yield f"left in the queue: {job.request.name} {job.id} {'/'.join(states)} {job.reason}"
 
 
 def _light(world: World) -> Iterator[str]:

@@ -14,6 +14,7 @@ from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskSta
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.resubmit import current_tasks
+from mqi_hpc.domain.polls import SWEEP_SECONDS
 from mqi_hpc.domain.recovery import MOST_RERUNS
 from mqi_hpc.domain.scans import Scans
 from mqi_hpc.domain.task_scheduler import over
@@ -29,7 +30,7 @@ from tests.chaos.truth import CaseFolder
 from tests.support.simulation.clock import VirtualClock
 from tests.support.simulation.installation import Installation
 from tests.support.simulation.jobs import Request as SlurmRequest
-from tests.support.simulation.jobs import Site
+from tests.support.simulation.jobs import Site, SlurmJob
 from tests.support.simulation.stages import Script
 
 MOST_TURNS = 30_000
@@ -147,6 +148,14 @@ class World:
         end = self.clock.monotonic() + _AFTERMATH
         while not self.cut_short and self.clock.monotonic() < end:
             self._aftermath(end)
+        # The daemon is there still: what a thawed host has put into the queue since, its next sweep finds.
+        end = self.clock.monotonic() + 2 * SWEEP_SECONDS
+        while not self.cut_short and self.left() and self.clock.monotonic() < end:
+            self._turn()
+
+    def left(self) -> list[SlurmJob]:
+        """Return the jobs of ours that have not ended."""
+        return [job for job in self.cluster.slurm.jobs.values() if job.request.folder and job.live]
 
     def _turn(self) -> None:
         self.turns += 1
