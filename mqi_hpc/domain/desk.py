@@ -231,7 +231,9 @@ def attention_of(case: Case, history: History) -> str | None:
         if needs_person(task):
             return f"{task_name(case, task)}: {reason(task)} ({way_on(task)})"
     for index, why in left_out(current).items():
-        return f"beam {case.beams[index].number} is done, and convert made no RT Dose of it: {why}"
+        number = case.beams[index].number
+        way = f"`mqi-hpc resubmit`, or where its dose is gone, `mqi-hpc resubmit --beam {number}`"
+        return f"beam {number} is done, and convert made no RT Dose of it: {why} ({way})"
     if TWIN in case.metadata:
         return (
             f"its files bear the names of {case.metadata[TWIN]}'s, with other bytes: which of them are right?"

@@ -69,3 +69,22 @@ def test_a_chain_in_doubt_whose_folder_is_gone_is_given_up_by_a_cancel(floor: Fl
     floor.until(lambda: not any(job.live for job in floor.sim.slurm.jobs.values()))
     floor.order(Verb.RESUBMIT)
     floor.until("completed")
+
+
+def test_doses_that_are_gone_are_computed_anew_where_their_beams_are_named(floor: Floor) -> None:
+    first, *others = (beam.number for beam in floor.case.beams)
+    floor.bed.fault(first, "exit 7")
+    floor.take()
+    floor.until("partial")
+    floor.sim.script.beams.clear()
+    floor.sim.files.remove(floor.bed.case_folder)
+    # The first finds interpret's output gone, the second makes it again.
+    for verdict in ("failed", "done"):
+        floor.order(Verb.RESUBMIT)
+        report = floor.until("partial")
+        assert report.beams[0].verdict == verdict
+    assert f"`mqi-hpc resubmit --beam {others[0]}`" in str(report.attention)
+    floor.order(Verb.RESUBMIT, beams=tuple(others))
+    report = floor.until("completed")
+    assert report.attention is None
+    assert len(report.results) == 3
