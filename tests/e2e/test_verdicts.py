@@ -163,17 +163,25 @@ def test_suspended_held_and_blocked_beams_are_told_and_go_on(cluster: Cluster, c
 
 # Interpret fails
 
+LABELS = ("C-f01", "I-f01")
+
 
 def test_what_waits_for_a_failed_interpret_is_cancelled(site: Site) -> None:
     """Slurm says DependencyNeverSatisfied of the array for ever, and would run convert after it."""
     site.cluster.root("scontrol update partitionname=cpu state=down")
-    site.drop("I")
+    site.drop("I", "C")
     with site.daemon() as daemon:
-        daemon.until({"I-f01": "processing"})
-        wait_until(lambda: shown(site.config, "I-f01")["submission"] == "standing", 60, "a standing chain")
-        key = daemon.cases()[0]["case_id"]
-        attention = wait_until(lambda: shown(site.config, "I-f01")["attention"], 60, "attention")
-        assert "blocked: PartitionDown" in attention
+        keys = {case["label"]: case["case_id"] for case in daemon.until(dict.fromkeys(LABELS, "processing"))}
+        for label in LABELS:
+            wait_until(lambda: shown(site.config, label)["submission"] == "standing", 60, "a chain")  # noqa: B023
+            attention = wait_until(lambda: shown(site.config, label)["attention"], 60, "attention")  # noqa: B023
+            assert "blocked: PartitionDown" in attention
+        # One way on from there is to give it up.
+        given_up = mqi(site.config, "cancel", "C-f01")
+        assert given_up.returncode in (0, 1), given_up.stderr
+        daemon.until({"C-f01": "cancelled"})
+        assert shown(site.config, "C-f01")["attention"] is None
+        key = keys["I-f01"]
         site.cluster.root(f"echo damaged >>{site.folder(key)}/stages.pyz")
         site.cluster.root("scontrol update partitionname=cpu state=up")
         daemon.until({"I-f01": "failed"})
@@ -184,6 +192,11 @@ def test_what_waits_for_a_failed_interpret_is_cancelled(site: Site) -> None:
         assert {one["way_on"] for one in report["beams"]} == {"`mqi-hpc resubmit`"}
         assert nexts(site, "I-f01") == [("program", None)]
         wait_until(lambda: not live(site.cluster), 60, "an empty queue")
+        behind = [row for row in rows(site.cluster, [key]) if not row[1].endswith("-interpret")]
+        assert {(row[1].rsplit("-", 1)[1], row[2].split()[0]) for row in behind} == {
+            ("beams", "CANCELLED"),
+            ("convert", "CANCELLED"),
+        }
         resubmit(site, "I-f01")
         daemon.until({"I-f01": "completed"})
     ran_once(site, [key], "j02")
