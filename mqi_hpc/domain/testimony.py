@@ -25,12 +25,10 @@ def testimony(job: Job, judged: Judged, evidence: Evidence) -> dict[str, Any]:
     s) at the look.
     """
     task, reading, timer = judged.before, judged.reading, judged.verdict.timer
-    submission = job.submission(STAGE_OF[task.type])
+    submission = next(s for s in job.submissions if s.stage == STAGE_OF[task.type])
     index = task.index if task.type is TaskType.BEAM_CALC else None
 
     def lines(rows: Sequence[Row]) -> list[str]:
-        if submission is None:
-            return []
         # An array that was cancelled before it ran stands there as one job: its line is told as well.
         mine = rows_of(submission, index, rows) or rows_of(submission, None, rows)
         return [capped(row.raw) for row in mine[-_MOST_ROWS:]]

@@ -338,6 +338,19 @@ def test_orders_cancels_and_refusals_are_told(floor: Floor) -> None:
     assert "scancel of mqi-" in text
 
 
+@pytest.mark.parametrize(
+    ("uncertain", "told_"),
+    [
+        (True, "j02: submit failed: the link broke, it may have had its effect"),
+        (False, "j02: submit failed: the link broke"),
+    ],
+)
+def test_an_answer_that_failed_is_told(uncertain: bool, told_: str) -> None:
+    lost = Completion(effect=SUBMIT, error="the link broke", failure=Failure.OUTAGE, uncertain=uncertain)
+    event = {"number": 1, "time": 1.0, "kind": "answered", "data": answered(SUBMIT, lost)}
+    assert [one.text for one in story(make_case(), [event])] == [told_]
+
+
 def test_what_an_older_or_newer_program_wrote_is_told_as_it_stands() -> None:
     case = make_case()
     kinds = ["task", "sent", "cancelled", "unheard of", "grown"]

@@ -121,6 +121,15 @@ def test_no_word_of_space_is_no_space_known() -> None:
     assert poll().free_bytes() is None
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "time"),
+    [("1800000000\n", 0, 1_800_000_000), ("1800000000\n", 1, None), ("today\n", 0, None), ("", 0, None)],
+)
+def test_the_clusters_time(said: str, code: int, time: int | None) -> None:
+    assert poll(date=(said, code)).cluster_time() == time
+    assert poll().cluster_time() is None
+
+
 def test_claims_are_told_with_the_receipts() -> None:
     def claims(section: Section) -> object:
         evidence = Evidence(

@@ -324,6 +324,22 @@ def test_a_clock_that_was_a_year_ahead_keeps_no_node_away_for_a_year(floor: Floo
     assert [job.left_out for job in floor.jobs()] == [(), ()]
 
 
+def test_nodes_are_taken_back_by_the_job_that_was_kept_away_from_them_and_no_others(floor: Floor) -> None:
+    fail_with_its_node(floor)
+    floor.until(lambda: len(floor.jobs()) == 2)
+    first, second = floor.jobs()
+    assert second.left_out == ("g1",)
+    with floor.home.desk.open(first.job_id) as work:
+        last = work.tasks[-2]
+        later = work.now + 5000.0
+        work.unit.jobs.put_task(last.evolve(node="g9", left_out_until=later))
+    with floor.home.desk.open(second.job_id) as work:
+        work.end_all("Slurm refuses beams: Requested node configuration is not available")
+        work.mark(SubmitState.REFUSED, "Slurm refuses beams: Requested node configuration is not available")
+    with floor.bed.store.transaction(write=False) as unit:
+        assert {task.node for task in unit.jobs.left_out(later - 1.0)} == {"g9"}
+
+
 def test_a_retry_whose_transaction_fails_is_made_later_and_once(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
