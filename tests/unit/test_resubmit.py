@@ -19,7 +19,9 @@ from mqi_hpc.core.models import (
     TaskStatus,
     TaskType,
 )
+from mqi_hpc.core.readings import WITHOUT_ACCOUNTING
 from mqi_hpc.core.resubmit import History, JobPlan, current_tasks, first_plan, kinds_of, plan_resubmit, stale
+from mqi_hpc.records.layout import EXIT_NOT_NOW
 from tests.support.bench import make_case
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -167,3 +169,52 @@ def test_a_first_plan_is_everything() -> None:
         TaskType.CONVERT,
         TaskType.DOWNLOAD,
     )
+
+
+def resubmitted_beam(**changes: object) -> History:
+    """Beam 1 failed in j01, and again in j02, which took j01's interpret output; `changes` are to j02's."""
+    first, second = job(1, (0, 1, 2)), job(2, (1,), STAGES[1:])
+    kinds = {TaskType.INTERPRET: TaskStatus.COMPLETED, TaskType.CONVERT: TaskStatus.FAILED}
+    done = {0: TaskStatus.COMPLETED, 1: TaskStatus.FAILED, 2: TaskStatus.COMPLETED}
+    old = tasks(first, kinds, done)
+    new = tasks(second, {TaskType.CONVERT: TaskStatus.FAILED}, {1: TaskStatus.FAILED})
+    stopped = {"slurm": "FAILED", "exit_code": EXIT_NOT_NOW, **changes}
+    again = tuple(task.evolve(**stopped) if task.type is TaskType.BEAM_CALC else task for task in new)
+    return History(jobs=(first, second), tasks={first.job_id: old, second.job_id: again})
+
+
+@pytest.mark.parametrize("exit_code", [EXIT_NOT_NOW, None])
+def test_what_the_fence_stopped_for_want_of_interprets_output_interprets_again(exit_code: int | None) -> None:
+    plan = plan_resubmit(CASE, resubmitted_beam(exit_code=exit_code))
+    assert (plan.stages, plan.indices, plan.interpreted) == (STAGES, (1,), None)
+    assert plan.sources == {0: "j01", 2: "j01"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exit_code": 3}, {"slurm": "NODE_FAIL"}, {"status": TaskStatus.CANCELLED}]
+)
+def test_what_failed_otherwise_takes_interprets_output_again(changes: dict[str, object]) -> None:
+    plan = plan_resubmit(CASE, resubmitted_beam(**changes))
+    assert (plan.stages, plan.indices, plan.interpreted) == (STAGES[1:], (1,), "j01")
+
+
+def test_what_interpreted_for_itself_and_was_stopped_does_not_interpret_for_that() -> None:
+    first = job(1, (0, 1, 2))
+    kinds = {TaskType.INTERPRET: TaskStatus.COMPLETED, TaskType.CONVERT: TaskStatus.FAILED}
+    found = tasks(first, kinds, dict.fromkeys(range(3), TaskStatus.FAILED))
+    stopped = [t.evolve(slurm="FAILED") if t.type is TaskType.BEAM_CALC else t for t in found]
+    plan = plan_resubmit(CASE, History(jobs=(first,), tasks={first.job_id: stopped}))
+    assert (plan.stages, plan.interpreted) == (STAGES[1:], "j01")
+
+
+def test_a_done_beam_that_slurm_contradicts_is_computed_again_where_it_is_named() -> None:
+    first = job(1, (0, 1, 2))
+    kinds = {TaskType.INTERPRET: TaskStatus.COMPLETED, TaskType.CONVERT: TaskStatus.SUSPECT}
+    found = tasks(first, kinds, dict.fromkeys(range(3), TaskStatus.COMPLETED))
+    doubted = {"noted": WITHOUT_ACCOUNTING, "contradicted": "Slurm has said FAILED of it since"}
+    changed = [t.evolve(**doubted) if (t.type, t.index) == (TaskType.BEAM_CALC, 1) else t for t in found]
+    history = History(jobs=(first,), tasks={first.job_id: changed})
+    number = CASE.beams[1].number
+    assert plan_resubmit(CASE, history, numbers=[number]).indices == (1,)
+    with pytest.raises(ProcessingError, match=f"beam {CASE.beams[0].number} is done"):
+        plan_resubmit(CASE, history, numbers=[CASE.beams[0].number])
