@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mqi_hpc.core.models import STAGE_OF, STAGES, Job, SubmitState, Task
-from mqi_hpc.core.next_task import slurm_tasks
 from mqi_hpc.core.observation import PREFIX, Row
 from mqi_hpc.core.resubmit import History, current_tasks
 from mqi_hpc.records.layout import is_job, is_key
@@ -149,13 +148,9 @@ def _to_come(history: History, name: str) -> str:
     """Return why a job that the store does not know may be taken over yet, "" where none comes by itself."""
     if not is_job(name) or not history.jobs or any(job.name == name for job in history.jobs):
         return ""
-    if _ended(history) and not any(task.retry is not None for task in current_tasks(history)):
+    if history.slurm_ended and not any(task.retry is not None for task in current_tasks(history)):
         return ""
     return f"{name} is not in the store, and the case is not over: a store that is an older one takes it over"
-
-
-def _ended(history: History) -> bool:
-    return all(task.status.terminal for tasks in history.tasks.values() for task in slurm_tasks(tasks))
 
 
 def _judged(match: re.Match[str] | None, name: str, slurm_id: int, history: History | None) -> Orphan | None:

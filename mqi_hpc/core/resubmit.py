@@ -41,6 +41,13 @@ class History:
     jobs: tuple[Job, ...]
     tasks: Mapping[str, Sequence[Task]]
 
+    @property
+    def slurm_ended(self) -> bool:
+        """Whether everything that Slurm was to run of the case has ended."""
+        return all(
+            task.status.terminal for tasks in self.tasks.values() for task in tasks if task.type in STAGE_OF
+        )
+
     def beam(self, index: int) -> tuple[Job, Task] | None:
         """Return the newest job that computes a beam, and its task there."""
         for job in reversed(self.jobs):

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 from mqi_hpc.core.causes import WORDS, Cause, Retry
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskType
-from mqi_hpc.core.next_task import slurm_tasks
 from mqi_hpc.core.resubmit import History, JobPlan, beams_named, current_tasks, plan_resubmit
 from mqi_hpc.core.retry_causes import Asked, RetryTable, cause_of, retried
 
@@ -37,7 +36,7 @@ def may_begin(history: History) -> bool:
     if history.jobs[-1].submit_state in _OPEN:
         return False
     if any(task.type is not TaskType.BEAM_CALC for task in pending(current_tasks(history))):
-        return all(task.status.terminal for tasks in history.tasks.values() for task in slurm_tasks(tasks))
+        return history.slurm_ended
     return True
 
 
