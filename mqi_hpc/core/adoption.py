@@ -30,6 +30,7 @@ class JobRemains:
     """A job's folder as it was found. `fault`: why its files are not those of its MANIFEST, "" if they are.
 
     `files` are its small texts by name, `receipts` the text of each by stage, `claims` their names.
+    `withdrawn`: it bears the mark that nothing of it is to begin.
     """
 
     name: str
@@ -37,6 +38,7 @@ class JobRemains:
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     receipts: Mapping[str, str] = field(default_factory=dict)
     claims: tuple[str, ...] = ()
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ def _adopted(case: Case, one: JobRemains, *, newest: bool) -> Adopted:
     if whole and (begun or not newest):
         state = SubmitState.STANDING
     else:
-        state = SubmitState.AMBIGUOUS if newest else SubmitState.REFUSED
+        state = SubmitState.AMBIGUOUS if newest and not one.withdrawn else SubmitState.REFUSED
     return Adopted(chain=chain, state=state, receipts=receipts, files=one.files, newest=newest)
 
 

@@ -55,11 +55,15 @@ class Observe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """scancel by exact name and id, in this order (convert before the array it waits for)."""
+    """scancel by exact name and id, in this order (convert before the array it waits for).
+
+    `mark`: the job's folder, in which the mark is made before that nothing of it is to begin; "": none.
+    """
 
     case_id: str
     job_id: str
     targets: tuple[tuple[str, int], ...]
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mqi_hpc.core.slurm_states import TERMINAL, read_word
-from mqi_hpc.records.layout import STAGES
+from mqi_hpc.records.layout import STAGES, WITHDRAWN
 
 MARK = "\x1e"
 FIELD = "\x1f"
@@ -211,12 +211,12 @@ def newest(rows: Iterable[Row]) -> Row | None:
 
 
 def parse_receipts(text: str) -> Mapping[str, str]:
-    """Return receipt line by stage from lines `stage name id time`; of `claimed`, the stage it is said of."""
+    """Return receipt line by stage from lines `stage name id time`; others of ours as they are."""
     receipts: dict[str, str] = {}
     # A receipt that was torn on its file system has no end either, and must be seen: it burns its job.
     for line in text.removesuffix("\n").split("\n") if text else []:
         stage, _, rest = line.partition(" ")
-        if not rest or stage not in (*STAGES, "claimed") or stage in receipts:
+        if not rest or stage not in (*STAGES, "claimed", WITHDRAWN) or stage in receipts:
             raise NotParsed(
                 f"receipt line {line[:200]!r}: of no stage, of one word, or its stage comes twice"
             )

@@ -80,6 +80,12 @@ class Reading:
         """Whether record and exit record both say success."""
         return self.record is Witness.VALID and self.status_good and self.exit_code == 0
 
+    @property
+    def turned_away(self) -> bool:
+        """Whether it was called off and failed with nothing done: at the fence, which sees the job's mark."""
+        nothing = self.record is Witness.ABSENT and self.status_good and self.exit_code is None
+        return self.cancelled_by_us and self.word == "FAILED" and nothing
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -124,6 +130,7 @@ def row_of(reading: Reading) -> TableRow:
         (TableRow.NONE, not r.queue_good),
         (TableRow.LIVE, r.live is not None),
         (TableRow.CANCELLED, r.word == "CANCELLED" and (r.cancelled_by_us or r.interpret_failed)),
+        (TableRow.CANCELLED, r.turned_away),
         # A word the queue still holds stands without accounting; without one, S is unknown.
         (TableRow.DOWN, not ended and r.accounting is Accounting.DOWN),
         (TableRow.UNREADABLE, r.record is Witness.UNREADABLE),

@@ -14,6 +14,9 @@ EXIT_AGAIN = 76
 EXIT_BURNT = 77
 """submit.sh's exit code where the head is not as the receipts say: this job's folder is used up."""
 
+EXIT_WITHDRAWN = 78
+"""submit.sh's exit code where its folder bears the mark that the job was called off."""
+
 _RECEIPT = re.compile(r"(\S+) ([1-9][0-9]{0,9}) ([0-9]{1,15})\Z")
 _CODE = re.compile(r"[0-9]{1,3}\Z")
 

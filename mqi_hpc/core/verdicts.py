@@ -243,7 +243,7 @@ _RULES: Mapping[TableRow, Callable[[_Poll], Verdict]] = {
 }
 
 _FENCE = {
-    EXIT_NOT_OURS: " (the fence: no receipt names this Slurm job)",
+    EXIT_NOT_OURS: " (the fence: no receipt names this Slurm job, or its job was called off)",
     EXIT_NOT_NOW: " (the fence: what it builds on does not stand, or another run holds its claim)",
 }
 

@@ -33,6 +33,7 @@ from mqi_hpc.services.job_service import JobService, tasks_of
 
 _IN_PART = "the store was lost or is an older one, and this job is on the cluster, perhaps submitted in part"
 _GIVEN_UP = "a later job of the case is on the cluster, and this one never began: it is given up"
+_CALLED_OFF = "it was called off or given up before: its folder on the cluster bears the mark of that"
 
 
 class Adoption:
@@ -101,8 +102,9 @@ class Adoption:
         unit.event("adopted", case.case_id, _told(job, adopted))
         work.notes.append(f"{job.name} is on the cluster already: taken over from there")
         if adopted.state is SubmitState.REFUSED:
-            work.mark(SubmitState.REFUSED, _GIVEN_UP)
-            work.end_all(_GIVEN_UP)
+            why = _CALLED_OFF if adopted.newest else _GIVEN_UP
+            work.mark(SubmitState.REFUSED, why)
+            work.end_all(why)
             return
         self._jobs.claim(unit, job)
         if adopted.state is SubmitState.STANDING:

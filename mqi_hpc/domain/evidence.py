@@ -17,6 +17,7 @@ from mqi_hpc.core.observation import (
 )
 from mqi_hpc.core.readings import Accounting
 from mqi_hpc.records.form import FormatError
+from mqi_hpc.records.layout import WITHDRAWN
 from mqi_hpc.records.status import StatusLine, decode_lines, newest
 
 ABSENT = 44
@@ -57,6 +58,10 @@ class Evidence:
             return None
         found = (_CLAIM.match(word) for word in receipts.get("claimed", "").split())
         return frozenset((match[1], int(match[2])) for match in found if match is not None)
+
+    def withdrawn(self, ref: str) -> bool:
+        """Whether a job's folder is known to bear the mark that nothing of it is to begin."""
+        return WITHDRAWN in (self.receipts(ref) or {})
 
     def status(self, ref: str) -> Mapping[tuple[str, int], StatusLine] | None:
         """Return the newest status line of each task of a job; {} where none wrote one yet."""

@@ -126,20 +126,22 @@ class Polls:
         near = seen.changed or seen.soon
         self._wait = self._rhythm.next_wait(self._wait, changed=near, draw=self._ids.draw())
         self._due = now + self._wait
-        for job_id, targets in seen.cancels:
-            self.cancel(job_id, targets)
+        for one in seen.call_offs:
+            self.cancel(one.job_id, one.targets, mark=one.mark)
 
-    def cancel(self, job_id: str, targets: Cancels) -> None:
-        """Cancel Slurm jobs of a job of ours, unless that is under way."""
+    def cancel(self, job_id: str, targets: Cancels, *, mark: str = "") -> None:
+        """Cancel Slurm jobs of a job of ours, and mark its folder, unless that is under way."""
         if job_id in self._cancelling:
             return
         with self._desk.open(job_id) as work:
             case_id = work.case.case_id
-            work.unit.event("cancelling", case_id, {"targets": [list(target) for target in targets]})
+            work.unit.event(
+                "cancelling", case_id, {"targets": [list(target) for target in targets], "mark": mark}
+            )
             reach(Failpoint.CANCEL)
         reach(Failpoint.CANCEL_KEPT)
         self._cancelling.add(job_id)
-        self._effects.start(Cancel(case_id=case_id, job_id=job_id, targets=targets))
+        self._effects.start(Cancel(case_id=case_id, job_id=job_id, targets=targets, mark=mark))
 
     def cancelled(self, effect: Cancel, completion: Completion) -> None:
         """Note what became of a scancel; where it failed, the next look finds the job live and repeats it."""
@@ -151,7 +153,8 @@ class Polls:
             work.unit.event("cancelled", effect.case_id, data)
             if completion.error is not None or completion.exit_code:
                 ids = " ".join(str(slurm_id) for _, slurm_id in effect.targets)
-                work.notes.append(f"not cancelled: {said[-500:]}; to do it by hand: scancel {ids}")
+                by_hand = f"; to do it by hand: scancel {ids}" if ids else ""
+                work.notes.append(f"not cancelled: {said[-500:]}{by_hand}")
                 return
         # Whether it is gone, a look tells.
         self._wait = self._rhythm.least

@@ -4,12 +4,15 @@ Running submit.sh again is safe whatever happened: what has a receipt is not sub
 has none gets through no fence and is cancelled as a ghost. It is done only when a run that was cut can no
 longer be alive, by good looks at the queue alone. A chain that no run of it can complete is burnt, unless
 somebody has cancelled it: who does that is obeyed.
+
+A host that froze may thaw after any time. So what is called off gets a mark in its folder as well, which
+submit.sh and the fence obey; it is made as soon as it is known that nothing of the job is wanted any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.lost_chain import cancelled_row, left_in_queue, released, why_lost
@@ -27,6 +30,9 @@ MOST_RERUNS = 3
 _GOOD_LOOKS = 2
 _IN_DOUBT = "in doubt"
 _LOST = "lost"
+_CLEARED = "to be cleared"
+MOST_MARKS = 30
+"""Looks in which the mark is asked for; a folder that is gone or closed to us must not be waited for."""
 _GRACE = 1.2
 
 
@@ -42,11 +48,13 @@ class Patience:
 class Found:
     """`stands`: the chain is whole and released. `cancels`: what of it is to be cancelled.
 
-    `ask`: accounting is to be asked about it in the next look.
+    `mark`: its folder is to bear the mark that nothing of it is to begin. `ask`: accounting is to be asked
+    about it in the next look.
     """
 
     stands: bool = False
     cancels: Cancels = ()
+    mark: bool = False
     ask: bool = False
 
 
@@ -56,10 +64,20 @@ def recover(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patienc
         return Found()
     lines = evidence.receipts(work.job.job_id)
     if lines is None:
-        return _unread(work, evidence.queue, elapsed, patience)
+        found = _unread(work, evidence.queue, elapsed, patience)
+    else:
+        found = _read(work, evidence, lines, elapsed, patience)
+    doubt = work.job.submit_state is SubmitState.AMBIGUOUS and bool(work.job.cancelled)
+    return replace(found, mark=True) if doubt and not evidence.withdrawn(work.job.job_id) else found
+
+
+def _read(
+    work: OpenJob, evidence: Evidence, lines: Mapping[str, str], elapsed: float, patience: Patience
+) -> Found:
+    """Bring a job in line with its receipts."""
     damaged = _take_receipts(work, lines)
     whole = not damaged and all(s.slurm_id is not None for s in work.job.submissions)
-    if whole and released(work.job, evidence.queue, evidence.claims(work.job.job_id) or ()):
+    if whole and released(work.job, evidence.queue or (), evidence.claims(work.job.job_id) or ()):
         stands(work)
         return Found(stands=True)
     # While it is under way in this process, its own answer tells.
@@ -168,14 +186,20 @@ def _run_again(work: OpenJob) -> None:
     work.notes.append("what was submitted was not known: it is looked at and completed now")
 
 
-def clear(work: OpenJob, evidence: Evidence) -> Cancels:
-    """Return what a job that will never run has left in Slurm, last stage first; note when it is nothing."""
+def clear(work: OpenJob, evidence: Evidence, elapsed: float) -> Found:
+    """Return what a job that will never run has left in Slurm, last stage first, and whether to mark it.
+
+    Notes when there is nothing left to do. What its folder keeps for itself is asked for so many times.
+    """
     if evidence.queue is None:
-        return ()
-    left = left_in_queue(work.job, evidence.queue)
-    if not left:
+        return Found()
+    left, marked = left_in_queue(work.job, evidence.queue), evidence.withdrawn(work.job.job_id)
+    timer = _timer(work).on(_CLEARED, elapsed)
+    _keep(work, timer)
+    if not left and (marked or timer.polls > MOST_MARKS):
         work.put_job(work.job.evolve(cancelled=()))
-    return left
+        return Found()
+    return Found(cancels=left, mark=not marked and timer.polls <= MOST_MARKS)
 
 
 def _called_off(work: OpenJob, queue: Sequence[Row]) -> Found:

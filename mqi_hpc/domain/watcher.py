@@ -21,7 +21,7 @@ from mqi_hpc.domain.afterwards import look_back, to_be_confirmed
 from mqi_hpc.domain.desk import Desk, OpenJob
 from mqi_hpc.domain.evidence import Evidence, read_evidence
 from mqi_hpc.domain.reconciler import Reconciler
-from mqi_hpc.domain.recovery import Patience, clear, recover
+from mqi_hpc.domain.recovery import Found, Patience, clear, recover
 from mqi_hpc.domain.submitter import Cancels
 from mqi_hpc.domain.testimony import testimony
 from mqi_hpc.records.chain import Chain, decode_chain
@@ -32,11 +32,20 @@ _MOST_WORDS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallOff:
+    """What to cancel of a job; `mark`: its folder, where nothing of it is to begin any more, else ""."""
+
+    job_id: str
+    targets: Cancels
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a poll led to: whether anything changed (or will `soon`), what to cancel, and what went wrong."""
+    """What a poll led to: whether anything changed (or will `soon`), what to call off, what went wrong."""
 
     changed: bool
-    cancels: tuple[tuple[str, Cancels], ...]
+    call_offs: tuple[CallOff, ...]
     notes: tuple[str, ...]
     good: bool
     soon: bool = False
@@ -49,7 +58,7 @@ class _Judged:
 
     changed: bool
     soon: bool
-    cancels: Cancels
+    call_off: CallOff | None
 
 
 class Watcher:
@@ -105,19 +114,19 @@ class Watcher:
             completion.output, effect.nonce, asked=bool(effect.sacct_ids), accounting=self._accounting
         )
         changed = soon = False
-        cancels = []
+        call_offs = []
         for query in effect.jobs:
             with self._apart(query.ref):
                 one = self._look_at(query.ref, evidence, elapsed)
                 changed, soon = changed or one.changed, soon or one.soon
-                if one.cancels:
-                    cancels.append((query.ref, one.cancels))
+                if one.call_off is not None:
+                    call_offs.append(one.call_off)
         if not effect.jobs:
             self._look_back(evidence)
-        cancels += self._strays(evidence.queue or (), {query.ref for query in effect.jobs})
+        call_offs += self._strays(evidence.queue or (), {query.ref for query in effect.jobs})
         return Seen(
             changed=changed,
-            cancels=tuple(cancels),
+            call_offs=tuple(call_offs),
             notes=evidence.notes,
             good=evidence.queue is not None,
             soon=soon,
@@ -134,7 +143,7 @@ class Watcher:
                 reach(point)
         for _, kept in points:
             reach(kept)
-        return _Judged(changed=_differs(before, after), soon=near, cancels=wanted)
+        return _Judged(changed=_differs(before, after), soon=near, call_off=wanted)
 
     @contextmanager
     def _apart(self, job_id: str) -> Iterator[None]:
@@ -183,7 +192,7 @@ class Watcher:
             if to_be_confirmed(work.job, work.tasks):
                 self._alone.add(work.job.job_id)
 
-    def _strays(self, queue: Sequence[Row], looked_at: set[str]) -> list[tuple[str, Cancels]]:
+    def _strays(self, queue: Sequence[Row], looked_at: set[str]) -> list[CallOff]:
         """Return, by job, what the queue shows unfinished of jobs of which nothing may be in Slurm any more.
 
         A thawed run of submit.sh, or a controller that came back from an older state, may have put it there.
@@ -198,7 +207,7 @@ class Watcher:
             for job_id in sorted(job_ids):
                 job = unit.jobs.get(job_id)
                 if job is not None and past(job, unit.jobs.tasks(job_id)):
-                    strays.append((job_id, left_in_queue(job, rows)))
+                    strays.append(CallOff(job_id=job_id, targets=left_in_queue(job, rows)))
         return strays
 
     def _query(self, case: Case, job: Job, tasks: Sequence[Task]) -> JobQuery:
@@ -212,17 +221,17 @@ class Watcher:
             ),
         )
 
-    def _apply_to(self, work: OpenJob, evidence: Evidence, elapsed: float) -> tuple[Cancels, bool]:
-        """Bring one job in line; returns what to cancel of it, and whether it will change soon."""
+    def _apply_to(self, work: OpenJob, evidence: Evidence, elapsed: float) -> tuple[CallOff | None, bool]:
+        """Bring one job in line; returns what to call off of it, and whether it will change soon."""
         job_id = work.job.job_id
         if to_be_cleared(work.job):
-            return clear(work, evidence), False
+            return self._call_off(work, clear(work, evidence, elapsed)), False
         if work.job.submit_state is not SubmitState.STANDING:
             doubt = recover(work, evidence, elapsed, self._patience)
             if doubt.ask:
                 self._unseen.add(job_id)
             if not doubt.stands:
-                return doubt.cancels, False
+                return self._call_off(work, doubt), False
         found = self._reconciler.reconcile(work.job, self._chain(work), work.tasks, evidence, elapsed)
         if found.unseen:
             self._unseen.add(job_id)
@@ -242,7 +251,14 @@ class Watcher:
         dead = [(name, slurm_id) for name, slurm_id in map(ids.__getitem__, found.dead_stages)]
         targets = tuple((name, slurm_id) for name, slurm_id in dead if slurm_id is not None)
         self._burn_lost(work)
-        return tuple(dict.fromkeys(targets + found.ghosts)), found.soon
+        doomed = Found(cancels=tuple(dict.fromkeys(targets + found.ghosts)))
+        return self._call_off(work, doomed), found.soon
+
+    def _call_off(self, work: OpenJob, found: Found) -> CallOff | None:
+        if not found.cancels and not found.mark:
+            return None
+        folder = self._jobs.folder(work.case.case_id, work.job.name) if found.mark else ""
+        return CallOff(job_id=work.job.job_id, targets=found.cancels, mark=folder)
 
     def _burn_lost(self, work: OpenJob) -> None:
         """Mark a chain that has ended without a part that never began: only a new job can make that good."""

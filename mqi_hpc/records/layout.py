@@ -11,6 +11,8 @@ STAGES_ARCHIVE = "stages.pyz"
 SUBMIT_SCRIPT = "submit.sh"
 MANIFEST = "MANIFEST.sha256"
 RECORD = "result.json"
+WITHDRAWN = "withdrawn"
+"""The mark in a job's folder that nothing of it is to begin any more; it is never taken away."""
 PLAN = "plan.dcm"
 PLAN_INFO = "PlanInfo.txt"
 PLAN_RANGE = "PlanRange.txt"
@@ -18,7 +20,7 @@ PLAN_RANGE = "PlanRange.txt"
 EXIT_NO_GPU = 77
 """The GPU check: a beam needs a GPU, and this node gives none that works."""
 EXIT_NOT_OURS = 78
-"""The fence: no receipt names this Slurm job."""
+"""The fence: no receipt names this Slurm job, or its job was called off."""
 EXIT_NOT_NOW = 79
 """The fence: what this stage builds on does not stand, or another run holds its claim."""
 

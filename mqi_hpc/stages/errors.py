@@ -9,7 +9,7 @@ exit code    meaning
 70           a bug of these programs (with a traceback), or an engine's exit code that is reserved
 74           reading or writing failed: no space left, quota, an unreadable folder
 77           the GPU check: a GPU is required, and the node gives none that works
-78           the fence: no receipt names this Slurm job; nothing was touched
+78           the fence: no receipt names this Slurm job, or it was called off; nothing was touched
 79           the fence: interpret's record does not stand, or another run holds the claim
 126, 127     the engine's command cannot be run, or is not there
 128 + n      signal n ended this program or the engine

@@ -80,8 +80,11 @@ def _wait(
 ) -> tuple[Receipt, Chain]:
     name, deadline = layout.receipt(stage), clock() + PATIENCE
     while True:
-        if layout.CHAIN not in folder.names():
+        names = folder.names()
+        if layout.CHAIN not in names:
             raise Refused("the job's folder or its chain.json is gone", EXIT_NOT_OURS)
+        if layout.WITHDRAWN in names:
+            raise Refused(f"the job was called off: {layout.WITHDRAWN} is in its folder", EXIT_NOT_OURS)
         fault = f"no {name} within {PATIENCE:.0f} s"
         try:
             receipt = folder.receipt(stage)

@@ -342,6 +342,42 @@ def test_a_chain_that_has_not_begun_is_cancelled_whole(bed: Bed) -> None:
     assert {row.word for row in bed.observe(sent).queue or () if row.name in names} == {"CANCELLED"}
 
 
+def test_a_job_that_was_called_off_is_not_submitted_and_what_waits_of_it_begins_nothing(bed: Bed) -> None:
+    sent = bed.plan()
+    bed.upload(sent)
+    assert list(bed.submit_cut(sent, "sbatch convert").receipts) == ["interpret", "beams"]
+    assert not bed.observe(sent).withdrawn(sent.job.job_id)
+    mark = Cancel(case_id=bed.case.case_id, job_id=sent.job.job_id, targets=(), mark=sent.folder)
+    for _ in range(2):
+        assert bed.run(mark).output == "mark withdrawn: exit 0"
+    assert bed.observe(sent).withdrawn(sent.job.job_id)
+    report = bed.submit(sent)
+    assert (report.code, report.notes) == (78, ("the job was called off",))
+    bed.until(lambda: not [row for row in bed.observe(sent).queue or () if not row.ending], "an empty queue")
+
+
+def test_what_begins_after_its_job_was_called_off_is_turned_away(bed: Bed) -> None:
+    bed.partition("cpu", up=False)
+    sent = bed.send()
+    mark = Cancel(case_id=bed.case.case_id, job_id=sent.job.job_id, targets=(), mark=sent.folder)
+    assert bed.run(mark).exit_code == 0
+    bed.partition("cpu", up=True)
+    sent.job = sent.job.evolve(cancelled=sent.job.stages)
+    bed.seen(sent, {"interpret": "cancelled"})
+    assert bed.observe(sent).claims(sent.job.job_id) == frozenset()
+
+
+def test_a_folder_that_is_gone_takes_no_mark_and_keeps_no_cancel(bed: Bed) -> None:
+    sent = bed.send()
+    targets = tuple((s.name, s.slurm_id or 0) for s in reversed(sent.job.submissions))
+    gone = f"{sent.folder}-gone"
+    done = bed.run(Cancel(case_id=bed.case.case_id, job_id=sent.job.job_id, targets=targets, mark=gone))
+    assert (done.error, done.exit_code) == (None, 0)
+    assert done.output.startswith("mark withdrawn: exit 1: ")
+    assert "No such file or directory" in done.output
+    bed.until(lambda: not [row for row in bed.observe(sent).queue or () if not row.ending], "an empty queue")
+
+
 def test_an_array_at_work_is_cancelled_what_runs_and_what_waits(make: MakeBed) -> None:
     bed = make(resources={"gpu_count": 1})
     for beam in bed.case.beams[1:]:

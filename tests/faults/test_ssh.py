@@ -48,6 +48,27 @@ def test_login_node_freezes(scene: Scene) -> None:
         scene.judge()
 
 
+@pytest.mark.parametrize("stage", ["interpret", "convert"])
+def test_called_off_while_it_freezes(scene: Scene, stage: str) -> None:
+    """The login node freezes in sbatch, the case is cancelled, and then it thaws."""
+    reached, go = in_the_middle(scene, stage, accepted=False)
+    scene.case()
+    with scene.running():
+        scene.wait(lambda: scene.exists(reached), "a submission half way")
+        scene.cluster.ctl("drop-ssh")
+        scene.unwrap("sbatch")
+        scene.wait(lambda: scene.find().get("attention"), "a submission in doubt")
+        scene.order("cancel", "P001-f01")
+        assert scene.ended() == "cancelled"
+        scene.mended()
+        scene.cluster.root(f"touch {go}")
+        left = "pgrep -u mqi -f submit.sh || true"
+        scene.wait(lambda: not scene.cluster.root(left).stdout, "the thawed submission's end")
+        scene.chain_over()
+        report = scene.judge(submissions="none")
+        assert (report["status"], report["results"]) == ("cancelled", [])
+
+
 def test_killed_in_upload(scene: Scene) -> None:
     """sshd killed in the middle of an upload."""
     with through_proxy(scene) as proxy:

@@ -95,6 +95,13 @@ def test_the_newest_that_is_whole_and_has_not_begun_is_in_doubt_and_an_older_one
     assert states(job(claims=claims), job(2)) == standing
 
 
+def test_one_that_was_called_off_and_did_not_begin_is_given_up() -> None:
+    assert states(job(claims=(), withdrawn=True)) == [("j01", SubmitState.REFUSED)]
+    assert states(job(receipts={}, withdrawn=True)) == [("j01", SubmitState.REFUSED)]
+    # What has begun is judged by what it left.
+    assert states(job(withdrawn=True)) == [("j01", SubmitState.STANDING)]
+
+
 def test_all_from_the_first_unknown_one_on_are_adopted_in_order() -> None:
     found = states(job(3), job(1, fault="of no matter"), job(2), first="j02")
     assert [name for name, _ in found] == ["j02", "j03"]

@@ -149,3 +149,12 @@ def test_claims_are_told_with_the_receipts() -> None:
     assert claims(Section("", 0)) == frozenset()
     assert claims(Section("", 46)) is None
     assert claims(Section("beams\n", 0)) is None
+
+
+def test_the_mark_of_a_job_that_was_called_off_is_told_with_the_receipts() -> None:
+    def withdrawn(text: str, code: int = 0) -> bool:
+        return poll(**{"receipts:k-j01": (text, code)}).withdrawn("k-j01")
+
+    assert withdrawn("interpret mqi-x 5 1800000000\nwithdrawn -\n")
+    assert not withdrawn("interpret mqi-x 5 1800000000\n")
+    assert not withdrawn("withdrawn -\n", 46)

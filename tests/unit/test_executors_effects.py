@@ -181,8 +181,17 @@ def test_cancel_reports_each_exit_code_in_order() -> None:
     assert done.output == "scancel --name=a 5: exit 0\nscancel --name='it'\"'\"'s' 6: exit 1: no"
     assert (done.exit_code, done.error) == (1, None)
     ((argv, _, options),) = shell.calls
-    assert argv[5:] == ["60", "a", "5", "it's", "6"]
+    assert argv[5:] == ["60", "", "withdrawn", "a", "5", "it's", "6"]
     assert options["control"] is True
+
+
+@pytest.mark.parametrize(("answer", "said"), [("MARK 0 ", "exit 0"), ("MARK 1 bm8=", "exit 1: no")])
+def test_a_mark_is_made_with_a_cancel_or_alone_and_fails_neither(answer: str, said: str) -> None:
+    shell = FakeShell(answering(answer))
+    done = control(shell).cancel(replace(CANCEL, targets=(), mark="/w/k/j01"))
+    assert (done.output, done.exit_code, done.error) == (f"mark withdrawn: {said}", 0, None)
+    ((argv, _, _),) = shell.calls
+    assert argv[5:] == ["60", "/w/k/j01", "withdrawn"]
 
 
 def test_cancel_of_nothing_asks_nobody() -> None:

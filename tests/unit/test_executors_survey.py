@@ -85,6 +85,12 @@ def test_a_job_with_its_receipts_and_claims(surveyor: Surveyor, folder: Path) ->
     assert one.files[MANIFEST] == (folder / "j01" / MANIFEST).read_bytes()
     assert one.receipts == {"interpret": "name 5 1800000000", "beams": ""}
     assert one.claims == ("claim.interpret-0",)
+    assert one.withdrawn is False
+
+
+def test_the_mark_of_a_job_that_was_called_off(surveyor: Surveyor, folder: Path) -> None:
+    (folder / "j01" / "withdrawn").touch()
+    assert only(surveyor, folder).withdrawn is True
 
 
 def test_what_an_upload_under_way_has_there_is_no_job(surveyor: Surveyor, folder: Path) -> None:

@@ -248,9 +248,13 @@ def test_a_refused_array_takes_its_held_head_back(bench: Bench) -> None:
     bench.world.say(Submit, [*lines, "FAILED beams 1", "DONE 75"], 75)
     bench.until("failed")
     bench.turn()
-    (cancel,) = bench.world.started(Cancel)
+    cancel, *others = bench.world.started(Cancel)
     assert isinstance(cancel, Cancel)
-    assert cancel.targets == ((name, 77),)
+    assert (cancel.targets, cancel.mark) == (((name, 77),), "")
+    # Nothing of it is to begin any more, whichever host thaws.
+    assert {(other.targets, bool(other.mark)) for other in others if isinstance(other, Cancel)} == {
+        ((), True)
+    }
 
 
 def test_a_loop_that_has_enough_still_lets_a_cancel_out(bench: Bench) -> None:

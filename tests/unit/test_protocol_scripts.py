@@ -19,7 +19,7 @@ from mqi_hpc.core.sbatch_errors import ErrorKind, classify
 from mqi_hpc.core.submission import SubmitReport, parse_submit
 from mqi_hpc.infrastructure.config import ConfigLoader
 from mqi_hpc.infrastructure.slurm.renderer import Renderer
-from mqi_hpc.records.layout import submission_name
+from mqi_hpc.records.layout import WITHDRAWN, submission_name
 from mqi_hpc.records.status import StatusLine, decode_lines, encode_line
 from tests.support.bench import make_case
 from tests.support.cluster import wait_until
@@ -318,6 +318,38 @@ def test_a_frozen_run_that_thaws_after_another_has_finished_takes_its_own_back(s
     out, _ = frozen.communicate(timeout=60)
     assert parse_submit(out, "frozen").code == 0
     stands(site)
+
+
+@each_kind
+def test_a_job_that_was_called_off_is_not_submitted(site: Site) -> None:
+    (site.job / WITHDRAWN).touch()
+    report = site.submit()
+    assert (report.code, report.notes) == (78, ("the job was called off",))
+    assert report.receipts == {}
+    assert site.jobs == {} or not site.slurm.live()
+
+
+@each_sbatch
+def test_a_run_that_thaws_after_its_job_was_called_off_takes_all_back(site: Site, call: int) -> None:
+    site.slurm.hangs("sbatch", call, "after")
+    frozen = site.slurm.start(site.job / "submit.sh", "frozen")
+    wait_until(lambda: site.slurm.hanging, 20, "a frozen sbatch")
+    (site.job / WITHDRAWN).touch()
+    site.slurm.thaw()
+    out, _ = frozen.communicate(timeout=60)
+    assert parse_submit(out, "frozen").code == 78
+    assert site.slurm.live() == []
+    assert all("released" not in job for job in site.slurm.jobs)
+
+
+@each_kind
+def test_a_run_that_thaws_at_the_release_of_a_job_called_off(site: Site) -> None:
+    site.slurm.fails("scontrol", 1, "cannot contact the controller\n")
+    assert site.submit().code == 76
+    (site.job / WITHDRAWN).touch()
+    assert site.submit("n2").code == 78
+    assert site.slurm.live() == []
+    assert all("released" not in job for job in site.slurm.jobs)
 
 
 def thawed_after(site: Site, *, receipt: str = "", new_owner: str = "") -> str:
@@ -694,6 +726,11 @@ def test_an_empty_receipt_and_the_claims_are_told(site: Site) -> None:
     assert set(found) == {"convert", "claimed"}
     assert found["convert"] == "-"
     assert set(found["claimed"].split()) == {"interpret-0", "beams-7", "beams-11"}
+
+
+def test_the_mark_of_a_job_that_was_called_off_is_told(site: Site) -> None:
+    (site.job / WITHDRAWN).touch()
+    assert dict(parse_receipts(site.observe()["receipts:k-j01"].text)) == {"withdrawn": "-"}
 
 
 def test_a_file_that_hangs_costs_its_own_job_alone(site: Site) -> None:

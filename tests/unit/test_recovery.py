@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from mqi_hpc.core.effects import Completion, Observe, Submit
+from mqi_hpc.core.effects import Cancel, Completion, Observe, Submit
 from mqi_hpc.core.models import SubmitState
 from mqi_hpc.core.requests import Verb
-from mqi_hpc.domain.recovery import MOST_RERUNS
+from mqi_hpc.domain.recovery import MOST_MARKS, MOST_RERUNS
 from mqi_hpc.domain.submitter import apply_submit
+from mqi_hpc.records.layout import WITHDRAWN
 from tests.support.floor import Floor
 from tests.support.simulation.beds import simulated_bed
 from tests.support.simulation.jobs import Site, SlurmJob
+from tests.support.simulation.submit import SubmitScript
 
 STEPS = [f"{do} {stage}" for stage in ("interpret", "beams", "convert") for do in ("sbatch", "receipt")]
 STEPS.append("release")
@@ -146,6 +148,48 @@ def test_a_case_in_doubt_can_be_called_off(floor: Floor, step: str) -> None:
     assert state(floor) is SubmitState.WITHDRAWN
     assert len(floor.port.of(Submit)) == 1
     assert took_effect(floor) == []
+
+
+def marked(floor: Floor, job: str = "j01") -> bool:
+    return floor.sim.files.exists(f"{floor.bed.workspace}/{floor.case.case_id}/{job}/{WITHDRAWN}")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_host_that_thaws_after_its_job_was_called_off_begins_nothing(floor: Floor, step: str) -> None:
+    in_doubt(floor, step)
+    effect = floor.port.of(Submit)[0]
+    assert isinstance(effect, Submit)
+    script = SubmitScript(floor.sim.files, floor.sim.slurm, floor.bed.clock, effect.job_folder, "n")
+    frozen = script.run()
+    while next(frozen) != step:
+        pass
+    floor.order(Verb.CANCEL)
+    # At once: nobody waits for a run that may live.
+    floor.until(lambda: marked(floor))
+    assert state(floor) is SubmitState.AMBIGUOUS
+    floor.until("cancelled")
+    for _ in frozen:
+        pass
+    pass_time(floor, 2000)
+    assert not live(floor)
+    names = floor.sim.files.names(effect.job_folder)
+    assert not [name for name in names if name.startswith("claim.")]
+    assert state(floor) is SubmitState.WITHDRAWN
+
+
+def test_a_folder_that_takes_no_mark_is_not_waited_for(floor: Floor) -> None:
+    in_doubt(floor, "sbatch interpret")
+    floor.sim.files.rename(floor.bed.workspace, "/elsewhere")
+    floor.order(Verb.CANCEL)
+    floor.until("cancelled")
+    floor.until(lambda: floor.jobs()[0].cancelled == ())
+    marks = [effect for effect in floor.port.of(Cancel) if isinstance(effect, Cancel) and effect.mark]
+    looks = len(floor.port.of(Observe))
+    pass_time(floor, 3600)
+    assert len(marks) >= MOST_MARKS
+    assert len(floor.port.of(Cancel)) == len(marks)
+    # Only sweeps.
+    assert len(floor.port.of(Observe)) - looks <= 5
 
 
 def test_an_answer_that_comes_after_a_look_has_found_the_chain_changes_nothing(floor: Floor) -> None:

@@ -166,6 +166,31 @@ def test_a_folder_that_goes_while_we_wait_ends_it(job: StageJob) -> None:
     assert clock.slept == 3
 
 
+def test_a_job_that_was_called_off_begins_nothing(interpreted: StageJob) -> None:
+    clock = Clock()
+    (interpreted.folder / layout.WITHDRAWN).touch()
+    for stage in ("interpret", "beams", "convert"):
+        refusal = refused(interpreted, stage, clock=clock)
+        assert (refusal.exit_code, "called off" in str(refusal)) == (78, True)
+    assert clock.slept == 0
+
+
+def test_a_job_that_is_called_off_while_we_wait_for_its_receipt_begins_nothing(job: StageJob) -> None:
+    (job.folder / layout.receipt("interpret")).unlink()
+    clock = Clock({3: (job.folder / layout.WITHDRAWN).touch})
+    with pytest.raises(Refused, match="called off"):
+        knock(job, "interpret", clock=clock)
+    assert clock.slept == 3
+
+
+def test_what_a_job_did_before_it_was_called_off_is_built_on(interpreted: StageJob) -> None:
+    digest = record_digest(interpreted)
+    (interpreted.folder / layout.WITHDRAWN).touch()
+    second_job(interpreted, digest)
+    admission = knock(interpreted, "beams", 0)
+    assert admission.interpreted is not None
+
+
 @pytest.mark.parametrize(
     "content", [None, "", "mqi 101", "mqi 101 5 6\n", "mqi 0 5\n", "mqi x 5\n", "\xff\n"]
 )

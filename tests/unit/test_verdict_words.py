@@ -270,7 +270,7 @@ CASES = (
         7.0,
         "SUSPECT",
         "suspect",
-        "Slurm says COMPLETED and the record is valid, but the program exited 78 (the fence: no receipt names this Slurm job)",  # noqa: E501
+        "Slurm says COMPLETED and the record is valid, but the program exited 78 (the fence: no receipt names this Slurm job, or its job was called off)",  # noqa: E501
         True,
         "",
         ("", 0.0, 0),

@@ -58,6 +58,8 @@ def table(r: Reading) -> list[tuple[str, bool]]:
         ("none", not r.queue_good),
         ("live", r.queue_good and r.live is not None),
         ("cancelled", gone and s == "CANCELLED" and (r.cancelled_by_us or r.interpret_failed)),
+        # Called off, and turned away by the fence, which lets nothing be left.
+        ("cancelled", gone and s == "FAILED" and r.cancelled_by_us and (m, x) == ("absent", "absent")),
         ("waits", gone and s != "?" and m == "?"),
         ("waits", gone and s == "COMPLETED" and m == "valid" and x == "?"),
         ("completed done", gone and s == "COMPLETED" and m == "valid" and x in ("0", "absent")),

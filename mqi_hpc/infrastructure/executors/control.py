@@ -18,9 +18,10 @@ from mqi_hpc.infrastructure.executors.shell import (
     Result,
     Shell,
 )
-from mqi_hpc.records.layout import SUBMIT_SCRIPT
+from mqi_hpc.records.layout import SUBMIT_SCRIPT, WITHDRAWN
 
 SCANCEL_SECONDS = 60
+MARK_SECONDS = 25
 # squeue, sacct and the files of the jobs have limits of their own; this one is for all of them together.
 OBSERVE_FACTOR = 3
 
@@ -32,8 +33,15 @@ for variable in $(compgen -e); do
   esac
 done
 user=$(id -un)
-limit=$1
-shift
+limit=$1 folder=$2 mark=$3
+shift 3
+# The mark first: what begins after it is turned away by the fence, and what began before is in the queue. A
+# file system that hangs must not keep the jobs.
+if [ -n "$folder" ]; then
+  make='cd -- "$1" && { [ -e "$2" ] || : >"$2"; } && sync .'
+  out=$(timeout -k 2 20 bash -c "$make" mqi-hpc "$folder" "$mark" 2>&1)
+  say MARK "$?" "$(printf '%s' "$out" | text)"
+fi
 while [ $# -gt 0 ]; do
   out=$(timeout -k 5 "$limit" scancel -u "$user" --name="$1" "$2" 2>&1)
   say SCANCEL "$2" "$?" "$1" "$(printf '%s' "$out" | text)"
@@ -92,24 +100,35 @@ class Control:
         return Completion(effect=effect, output=_said(result), exit_code=result.exit_code)
 
     def cancel(self, effect: Cancel) -> Completion:
-        """Run scancel for each target in order; exit code 1 where one of them failed."""
-        if not effect.targets:
+        """Make the mark, and run scancel for each target in order; exit code 1 where one of these failed.
+
+        Whether the mark stands, a look tells.
+        """
+        if not effect.targets and not effect.mark:
             return Completion(effect=effect)
-        arguments = [str(SCANCEL_SECONDS)]
+        arguments = [str(SCANCEL_SECONDS), effect.mark, WITHDRAWN]
         for name, slurm_id in effect.targets:
             arguments += [name, str(slurm_id)]
-        limit = len(effect.targets) * (SCANCEL_SECONDS + KILL_AFTER) + KILL_AFTER
-        answers = run_script(self._shell, _CANCEL, arguments, timeout=limit, control=True)
+        limit = len(effect.targets) * (SCANCEL_SECONDS + KILL_AFTER) + KILL_AFTER + MARK_SECONDS
+        said = run_script(self._shell, _CANCEL, arguments, timeout=limit, control=True)
+        answers = [answer for answer in said if answer.word == "SCANCEL"]
         if len(answers) != len(effect.targets):
             raise ConnectionError("not every scancel was reported", where=self._shell.target)
         failed = any(answer.rest[1] != "0" for answer in answers)
-        return Completion(effect=effect, output="\n".join(map(_line, answers)), exit_code=int(failed))
+        lines = [*(_marked(answer) for answer in said if answer.word == "MARK"), *map(_line, answers)]
+        return Completion(effect=effect, output="\n".join(lines), exit_code=int(failed))
 
 
 def _started() -> Iterator[bytes]:
     """Feed a command nothing: what feeds it is asked once it has been started."""
     reach(Failpoint.SUBMIT_SENT)
     yield from ()
+
+
+def _marked(answer: Answer) -> str:
+    code, *text = answer.rest
+    said = decode_text(text[0]) if text else ""
+    return f"mark {WITHDRAWN}: exit {code}" + (f": {said}" if said else "")
 
 
 def _line(answer: Answer) -> str:

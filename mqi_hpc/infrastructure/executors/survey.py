@@ -53,6 +53,7 @@ job() {
         say RECEIPT "$1" "${name#receipt.}" "$(printf '%s' "$out" | text)"
         ;;
       claim.*) say CLAIM "$1" "$name" ;;
+      withdrawn) say WITHDRAWN "$1" "$name" ;;
     esac
   done <<<"$names"
 }
@@ -117,6 +118,7 @@ class Surveyor:
             files={rest[0]: self._bytes(rest[1:]) for word, rest in mine if word == "FILE"},
             receipts={rest[0]: decode_text("".join(rest[1:])) for word, rest in mine if word == "RECEIPT"},
             claims=tuple(rest[0] for word, rest in mine if word == "CLAIM"),
+            withdrawn=any(word == "WITHDRAWN" for word, _ in mine),
         )
 
     def _bytes(self, words: tuple[str, ...]) -> bytes:

@@ -24,6 +24,7 @@ from mqi_hpc.core.errors import ConnectionError, MQIError
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.infrastructure.executors.effects import classify
+from mqi_hpc.records.layout import WITHDRAWN
 from tests.support.simulation.clock import VirtualClock
 from tests.support.simulation.filesystem import FileSystem
 from tests.support.simulation.jobs import Element, Program, Site, SlurmError, SlurmJob
@@ -205,6 +206,8 @@ class SimulatedCluster:
 
     def _cancel(self, effect: Cancel) -> Completion:
         lines, failed = [], 0
+        if effect.mark:
+            lines.append(self._mark(effect.mark))
         for name, slurm_id in effect.targets:
             code, said = 0, ""
             try:
@@ -213,6 +216,17 @@ class SimulatedCluster:
                 code, said, failed = error.exit_code, f": {error}", 1
             lines.append(f"scancel --name={name} {slurm_id}: exit {code}{said}")
         return Completion(effect=effect, output="\n".join(lines), exit_code=failed)
+
+    def _mark(self, folder: str) -> str:
+        if self.files.away:
+            return f"mark {WITHDRAWN}: exit 124"
+        if not self.files.is_folder(folder):
+            return f"mark {WITHDRAWN}: exit 1: No such file or directory"
+        try:
+            self.files.publish(f"{folder}/{WITHDRAWN}", b"")
+        except OSError as error:
+            return f"mark {WITHDRAWN}: exit 1: {error.strerror}"
+        return f"mark {WITHDRAWN}: exit 0"
 
     def _prune(self, effect: Prune) -> Completion:
         answer = self._transfers.prune(effect, self._shown)

@@ -109,5 +109,7 @@ def _receipts(files: FileSystem, folder: str) -> str:
         receipt = files.read(f"{folder}/{layout.receipt(stage)}")
         if receipt is not None:
             text += f"{stage} {receipt.decode('utf-8', 'replace') or '-' + chr(10)}"
+    if files.exists(f"{folder}/{layout.WITHDRAWN}"):
+        text += "withdrawn -\n"
     claims = [name.removeprefix("claim.") for name in files.names(folder) if name.startswith("claim.")]
     return text + (f"claimed {' '.join(claims)}\n" if claims else "")

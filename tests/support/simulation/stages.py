@@ -99,9 +99,13 @@ class Stages:
         """Pass the fence and take the claim; None where the work is done already."""
         files, folder = self._files, start.folder
         waited = 0.0
-        while not files.exists(f"{folder}/{layout.receipt(start.stage)}"):
+        while True:
             if not files.exists(f"{folder}/{layout.CHAIN}"):
                 raise Refused(layout.EXIT_NOT_OURS, "the job's folder or its chain.json is gone")
+            if files.exists(f"{folder}/{layout.WITHDRAWN}"):
+                raise Refused(layout.EXIT_NOT_OURS, "the job was called off")
+            if files.exists(f"{folder}/{layout.receipt(start.stage)}"):
+                break
             if waited >= PATIENCE:
                 raise Refused(layout.EXIT_NOT_OURS, f"no receipt within {PATIENCE:.0f} s")
             yield 1.0

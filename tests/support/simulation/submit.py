@@ -67,6 +67,7 @@ class SubmitScript:
                     self._say("HEAD not seen")
                     raise _Finished(77)
                 return
+            self._obey(chain)
             yield f"sbatch {stage}"
             slurm_id = self._sbatch(chain, submission, waits)
             yield f"receipt {stage}"
@@ -111,6 +112,17 @@ class SubmitScript:
             found = self._receipt(submission)
             if found is None or found[:2] != [submission.name, str(slurm_id)]:
                 self._cancel_own(submission, slurm_id)
+
+    def _obey(self, chain: Chain) -> None:
+        """End where the job was called off, and take back what was submitted of it."""
+        if not self.files.exists(f"{self.folder}/{layout.WITHDRAWN}"):
+            return
+        for submission in reversed(chain.submissions):
+            receipt = self._receipt(submission)
+            if receipt is not None:
+                self._cancel_own(submission, int(receipt[1]))
+        self._say("NOTE the job was called off")
+        raise _Finished(78)
 
     def _cancel_own(self, submission: ChainSubmission, slurm_id: int) -> None:
         try:
@@ -170,6 +182,7 @@ class SubmitScript:
             if all(job.id != int(receipt[1]) for job in self._live(submission.name)):
                 self._say(f"HEAD is held, but {' or '.join(s.stage for s in dependants)} are gone")
                 raise _Finished(77)
+        self._obey(chain)
         yield "release"
         receipt = self._receipt(head)
         try:

@@ -25,6 +25,7 @@ from mqi_hpc.records.layout import (
     MANIFEST,
     STAGES,
     SUBMIT_SCRIPT,
+    WITHDRAWN,
     is_job,
     is_key,
     receipt,
@@ -187,6 +188,7 @@ class Transfers:
             files={one: self._files.read(f"{folder}/{one}") or b"" for one in names if one in wanted},
             receipts={stage: text.decode().strip() for stage, text in receipts.items() if text is not None},
             claims=tuple(one for one in names if one.startswith("claim.")),
+            withdrawn=WITHDRAWN in names,
         )
 
     def _wanted(self, folder: str, part: dict[str, Stored]) -> bool:

@@ -6,6 +6,7 @@
 # 75 sbatch gave no id: its exit code and words are told, whether it submitted is for them to say
 # 76 Slurm did not answer, or did not release the head: nothing is in doubt, run it again
 # 77 the head or what waits for it is not as the receipts say: this job folder is burnt
+# 78 the job was called off: nothing more is submitted, and what had a receipt is cancelled
 set -u
 umask 077
 nonce=${1:?usage: submit.sh NONCE}
@@ -103,6 +104,16 @@ dependants_live() {
   done
 }
 
+# Who calls a job off leaves the mark before looking for what is to be cancelled: a run that has frozen
+# since ends here, and what it had submitted already is turned away by the fence.
+obey() {
+  [ -e withdrawn ] || return 0
+  if received convert; then cancel_own convert "$r_id"; fi
+  if received beams; then cancel_own beams "$r_id"; fi
+  say "NOTE the job was called off"
+  finish 78
+}
+
 place() { # stage options...: one sbatch, and its receipt
   local stage=$1 out rc id line
   shift
@@ -116,6 +127,7 @@ place() { # stage options...: one sbatch, and its receipt
       finish 77
     fi
   fi
+  obey
   out=$(slurm 180 sbatch "$@" ${dependency:+"--dependency=$dependency"} "$stage.sbatch")
   rc=$?
   id=$(printf '%s\n' "$out" | grep -E '^[1-9][0-9]*(;[A-Za-z0-9_.-]+)?$' | tail -n 1)
@@ -230,6 +242,7 @@ if ! dependants_live; then
   say "HEAD is held, but convert is gone"
   finish 77
 fi
+obey
 received beams || finish 74
 slurm 60 scontrol release "$r_id" >&2 || say "NOTE release: $(words)"
 # What scontrol says counts for nothing: the queue tells.
