@@ -65,6 +65,7 @@ def test_requeue(scene: Scene) -> None:
     scene.case()
     with scene.running():
         job = scene.runs()
+        scene.wait(lambda: scene.exists(f"{scene.workspace}/{scene.key()}/j01/claim.beams-0"), "a beam begun")
         scene.cluster.root(f"scontrol update jobid={job}_0 requeue=1; scontrol requeue {job}_0")
         scene.heal()
         scene.mended()
