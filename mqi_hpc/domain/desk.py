@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from mqi_hpc.services.intake_service import GROWN, LATE
 from mqi_hpc.services.job_service import JobService
 
 _log = structlog.get_logger("mqi_hpc.case")
+
+OUR_FAULT = "a fault of this program"
+_MOST_WORDS = 300
 
 Listener = Callable[[str, str], None]
 """Told of what happens: (case id, text for a person)."""
@@ -86,6 +90,13 @@ class OpenJob:
         for task in list(self.tasks):
             if not task.status.terminal:
                 self.put_task(task.evolve(status=status, phase=phase, detail=why))
+
+
+@dataclass(slots=True)
+class Tried:
+    """Whether a block came to its end without an error."""
+
+    well: bool = False
 
 
 def _turned(before: Task, after: Task) -> bool:
@@ -153,6 +164,26 @@ class Desk:
             if not opened or len(unit.jobs.of_case(case_id)) > len(opened):
                 self._settle_case(unit, unit.cases.get(case_id) or case)
         self._changed(case_id)
+
+    @contextmanager
+    def apart(self, job_id: str, what: str) -> Iterator[Tried]:
+        """Keep an error over one job from the others: a person is told that `what`, and asked.
+
+        Raises StateError: without the store nothing can be led on.
+        """
+        tried = Tried()
+        try:
+            yield tried
+            tried.well = True
+        except StateError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one case brings, the others are led on
+            # Its words may name files, and so a patient: the log gets where it was, a person gets the text.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__
+            _log.error(what, job_id=job_id, kind=kind, traceback=frames)
+            said = f"{kind}: {error}"[:_MOST_WORDS]
+            self.fault(job_id, f"{what}: {said} ({OUR_FAULT}: please report it)")
 
     def fault(self, job_id: str, why: str) -> None:
         """Ask for attention to a case of which a job could not be brought in line; the next that can takes it

@@ -127,7 +127,8 @@ class Polls:
         self._wait = self._rhythm.next_wait(self._wait, changed=near, draw=self._ids.draw())
         self._due = now + self._wait
         for one in seen.call_offs:
-            self.cancel(one.job_id, one.targets, mark=one.mark)
+            with self._desk.apart(one.job_id, "it cannot be cancelled"):
+                self.cancel(one.job_id, one.targets, mark=one.mark)
 
     def cancel(self, job_id: str, targets: Cancels, *, mark: str = "") -> None:
         """Cancel Slurm jobs of a job of ours, and mark its folder, unless that is under way."""

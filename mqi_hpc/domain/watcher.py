@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from mqi_hpc.core.effects import Completion, JobQuery, Observe
-from mqi_hpc.core.errors import StateError
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IStore, IUnit
 from mqi_hpc.core.lost_chain import NEVER_RAN, left_in_queue
@@ -28,7 +23,7 @@ from mqi_hpc.records.chain import Chain, decode_chain
 from mqi_hpc.records.layout import CHAIN, output_folder
 from mqi_hpc.services.job_service import JobService
 
-_MOST_WORDS = 300
+_NOT_JUDGED = "it cannot be judged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +80,6 @@ class Watcher:
         # Jobs that are over and not confirmed; read once, None: not yet.
         self._alone: set[str] | None = None
         self._sent = False
-        self._log = structlog.get_logger("mqi_hpc.watcher")
 
     def plan(self, case_ids: Sequence[str], nonce: str) -> Observe | None:
         """Return one look at all jobs of these cases that are in Slurm's hands, None where none is."""
@@ -116,7 +110,7 @@ class Watcher:
         changed = soon = False
         call_offs = []
         for query in effect.jobs:
-            with self._apart(query.ref):
+            with self._desk.apart(query.ref, _NOT_JUDGED):
                 one = self._look_at(query.ref, evidence, elapsed)
                 changed, soon = changed or one.changed, soon or one.soon
                 if one.call_off is not None:
@@ -145,23 +139,6 @@ class Watcher:
             reach(kept)
         return _Judged(changed=_differs(before, after), soon=near, call_off=wanted)
 
-    @contextmanager
-    def _apart(self, job_id: str) -> Iterator[None]:
-        """Keep an error over one job from the others: it is told, and met again at the next look."""
-        try:
-            yield
-        except StateError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever one case brings, the others are led on
-            # Its words may name files, and so a patient: the log gets where it was, a person gets the text.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            kind = type(error).__name__
-            self._log.error("a job cannot be judged", job_id=job_id, kind=kind, traceback=frames)
-            said = f"{kind}: {error}"[:_MOST_WORDS]
-            self._desk.fault(
-                job_id, f"it cannot be judged: {said} (a fault of this program: please report it)"
-            )
-
     def sweep(self, nonce: str) -> Observe | None:
         """Return a look at what is over; None: nothing was ever sent.
 
@@ -180,7 +157,7 @@ class Watcher:
     def _look_back(self, evidence: Evidence) -> None:
         """Bring in line what was judged without accounting, now that it was asked for that alone."""
         for job_id in sorted(self._alone or ()):
-            with self._apart(job_id), self._desk.open(job_id) as work:
+            with self._desk.apart(job_id, _NOT_JUDGED), self._desk.open(job_id) as work:
                 look_back(work, evidence)
                 self._remember(work)
 

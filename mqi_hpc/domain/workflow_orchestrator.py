@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from mqi_hpc.core.effects import Cancel, Completion, Download, Failure, Observe, Scan, Submit, Survey, Upload
+from mqi_hpc.core.effects import (
+    Cancel,
+    Completion,
+    Download,
+    Failure,
+    Observe,
+    Prune,
+    Scan,
+    Submit,
+    Survey,
+    Upload,
+)
 from mqi_hpc.core.errors import ConfigurationError, ProcessingError
 from mqi_hpc.core.failpoints import Failpoint, reach
 from mqi_hpc.core.interfaces import IClock, IEffects, IIds, IStore
@@ -15,7 +26,7 @@ from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskSta
 from mqi_hpc.core.next_task import head_of, task_of
 from mqi_hpc.core.retry import RetryPolicy
 from mqi_hpc.domain.adoption import Adoption
-from mqi_hpc.domain.desk import Desk
+from mqi_hpc.domain.desk import OUR_FAULT, Desk
 from mqi_hpc.domain.outage import Outage
 from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.retries import Retries
@@ -28,9 +39,17 @@ from mqi_hpc.services.transfer_service import TransferService
 
 _IDLE_SECONDS = 1.0
 _RETRY_AGAIN_SECONDS = 600.0
+_FAULT_SECONDS = 600.0
+"""Pause after a fault of this program over one job: it may last, and the others are led on."""
 _LIMIT_SECONDS = 900.0
 """Longest pause before a chain is offered again that a limit kept out: the site's slurmctld is spared."""
 _SILENT = "does not answer, and is asked again"
+
+
+_OfJob = Submit | Cancel | Upload | Download | Survey
+_NAMES: dict[type[_OfJob], str] = {
+    Submit: "submission", Cancel: "scancel", Upload: "upload", Download: "download", Survey: "survey",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -186,9 +205,21 @@ class WorkflowOrchestrator:
     def _begin_next(self) -> bool:
         """Begin the next task, if there is one; True where an effect was started."""
         while (task := self._scheduler.get_next_task()) is not None:
-            if self._begin(task):
-                return True
+            with self._desk.apart(task.job_id, "it cannot be gone on with") as tried:
+                if self._begin(task):
+                    return True
+            if not tried.well:
+                self._unsure(task.job_id)
+                self._scheduler.defer_task(task.task_id, _FAULT_SECONDS)
         return False
+
+    def _unsure(self, job_id: str) -> None:
+        """Hold a job that was to be submitted when this program failed: what of it went out, a look tells."""
+        self._sent.discard(job_id)
+        with self._desk.apart(job_id, "it cannot be held"), self._desk.open(job_id) as work:
+            if work.job.submit_state is SubmitState.SUBMITTING:
+                ambiguous(work, f"{OUR_FAULT}, while it was being submitted")
+            self._scheduler.complete_task(head_of(work.tasks).task_id)
 
     def _patience(self) -> float:
         if self._quiet:
@@ -256,14 +287,30 @@ class WorkflowOrchestrator:
         self._note_outage(completion)
         if isinstance(effect, Observe):
             self.polls.observed(effect, completion)
-        elif isinstance(effect, Submit):
+        elif not isinstance(effect, Prune):
+            what = f"the answer to its {_NAMES[type(effect)]} cannot be taken"
+            with self._desk.apart(effect.job_id, what) as tried:
+                self._answered(effect, completion)
+            if not tried.well:
+                self._not_taken(effect)
+
+    def _answered(self, effect: _OfJob, completion: Completion) -> None:
+        if isinstance(effect, Submit):
             self._submitted(effect, completion)
         elif isinstance(effect, Cancel):
             self.polls.cancelled(effect, completion)
-        elif isinstance(effect, Upload | Download):
-            self._transferred(effect, completion)
         elif isinstance(effect, Survey):
             self._surveyed(effect, completion)
+        else:
+            self._transferred(effect, completion)
+
+    def _not_taken(self, effect: _OfJob) -> None:
+        """Have what belongs to an answer that this program failed over tried again later, or looked for."""
+        if isinstance(effect, Submit):
+            self._unsure(effect.job_id)
+        elif not isinstance(effect, Cancel):
+            kind = TaskType.DOWNLOAD if isinstance(effect, Download) else TaskType.UPLOAD
+            self._scheduler.defer_task(f"{effect.job_id}/{kind}", _FAULT_SECONDS)
 
     def _take_up(self, case_id: str) -> None:
         try:

@@ -14,6 +14,7 @@ from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskSta
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.resubmit import current_tasks
+from mqi_hpc.domain.desk import OUR_FAULT
 from mqi_hpc.domain.polls import SWEEP_SECONDS
 from mqi_hpc.domain.recovery import MOST_RERUNS
 from mqi_hpc.domain.scans import Scans
@@ -199,6 +200,7 @@ class World:
             gpu_count=setting.gpu_count,
             max_concurrent_jobs=setting.max_concurrent_jobs,
             rhythm=_RHYTHM,
+            tell=self._told,
             seed=self.seed * 1000 + self.lives,
         )
         intake = IntakeService(self.store, home.cases, self.local, site="site")
@@ -212,6 +214,11 @@ class World:
             tell=lambda _, __: None,
         )
         return home
+
+    def _told(self, case_id: str, text: str) -> None:
+        """An error over a case is kept from the others, and is a fault all the same."""
+        if OUR_FAULT in text:
+            self.ledger.broken(self._now(), f"{case_id}: {text}")
 
     def unfinished(self) -> list[str]:
         """Return the cases that a daemon takes in hand when it starts."""
