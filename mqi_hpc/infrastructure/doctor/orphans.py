@@ -23,12 +23,6 @@ from mqi_hpc.infrastructure.executors.shell import Shell
 _CAP = 64 * 1024 * 1024
 _SECONDS = 60
 _CLEAN = r"""
-for variable in $(compgen -e); do
-  case $variable in
-    SLURM_CONF) ;;
-    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*|SCANCEL_*) unset "$variable" ;;
-  esac
-done
 export TZ=UTC SLURM_TIME_FORMAT=%s SLURM_BITSTR_LEN=0
 user=$(id -un) || user=$(id -u)
 # What a command says on stderr counts only where it failed: a warning must not stand among rows.

@@ -1,12 +1,6 @@
 """The scripts of a doctor, as they run on the cluster after script.PRELUDE, and the job it submits."""
 
 SCRUB = r"""
-for variable in $(compgen -e); do
-  case $variable in
-    SLURM_CONF) ;;
-    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*|SCANCEL_*|SINFO_*) unset "$variable" ;;
-  esac
-done
 export TZ=UTC
 user=$(id -un) || user=$(id -u)
 """

@@ -26,12 +26,6 @@ MARK_SECONDS = 25
 OBSERVE_FACTOR = 3
 
 _CANCEL = r"""
-for variable in $(compgen -e); do
-  case $variable in
-    SLURM_CONF) ;;
-    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*|SCANCEL_*) unset "$variable" ;;
-  esac
-done
 user=$(id -un)
 limit=$1 folder=$2 mark=$3
 shift 3

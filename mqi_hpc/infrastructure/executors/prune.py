@@ -30,12 +30,6 @@ STALE_SECONDS = 3600
 
 _PRUNE = r"""
 workspace=$1 key=$2 instance=$3 trash=$4 squeue_limit=$5 stale=$6
-for variable in $(compgen -e); do
-  case $variable in
-    SLURM_CONF) ;;
-    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*) unset "$variable" ;;
-  esac
-done
 kept() { say KEPT "$(printf '%s' "$1" | text)"; say END; exit 0; }
 # An error is no absence: only what the system says is not there is not there.
 kind() { # path: absent, or what it is and whose

@@ -15,8 +15,19 @@ MARK = b"\x1e"
 # The script comes first on stdin, up to a NUL: no limit of a command line, no shell that misreads it,
 # and the rest of stdin is the script's own.
 BOOT = ("bash", "-c", 'IFS= read -r -d "" script; eval "$script"', "mqi-hpc")
+CLEAN = r"""
+for variable in $(compgen -e); do
+  case $variable in
+    SLURM_CONF) ;;
+    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*|SCANCEL_*|SINFO_*|BASH_ENV) unset "$variable" ;;
+  esac
+done
+"""
+"""Every script of ours begins so: a login profile's settings for Slurm override options and formats."""
 # A profile may have set noclobber (bash reads ~/.bashrc again where sshd is its grandparent).
-PRELUDE = r"""
+PRELUDE = (
+    CLEAN
+    + r"""
 set -u +o noclobber
 umask 077
 export LC_ALL=C
@@ -29,6 +40,7 @@ fail() { say FAIL "$(printf '%s' "$1" | text)" "$(printf '%s' "$2" | text)"; say
 step() { local what=$1 out; shift; out=$("$@" 2>&1) || fail "$what" "$out"; }
 enter() { step "entering $1" cd -- "$2"; cd -- "$2" || exit 9; }
 """
+)
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _FORBIDDEN = ("Permission denied", "Not a directory", "File exists")

@@ -11,14 +11,8 @@ from mqi_hpc.core.observation import NotParsed
 from mqi_hpc.infrastructure.executors.script import Answer, decode_text, run_script
 from mqi_hpc.infrastructure.executors.shell import KILL_AFTER, Shell
 
-# Settings of the account must not change what sinfo prints; a warning on stderr must not stand among rows.
+# A warning on stderr must not stand among rows.
 _SINFO = r"""
-for variable in $(compgen -e); do
-  case $variable in
-    SLURM_CONF) ;;
-    SLURM_*|SINFO_*) unset "$variable" ;;
-  esac
-done
 errors=$(mktemp) || fail 'making a temporary file' 'mktemp gave none'
 out=$(timeout -k 5 "$1" sinfo -h -N -a -O "$2" 2>"$errors")
 rc=$?

@@ -19,6 +19,7 @@ from mqi_hpc.core.models import Beam, Case
 from mqi_hpc.core.observation import FIELD, SACCT_FIELDS, SQUEUE_FORMAT
 from mqi_hpc.core.slurm_sizes import memory_text, time_text
 from mqi_hpc.infrastructure.config import AppConfig, MachineConfig
+from mqi_hpc.infrastructure.executors.script import CLEAN
 from mqi_hpc.infrastructure.slurm.batch_script import check_batch_script
 from mqi_hpc.infrastructure.slurm.engine_input import check_engine_input
 from mqi_hpc.records.chain import (
@@ -62,6 +63,7 @@ class Renderer:
         self._archive = stages_archive
         self._site = _environment(_template_loader(config.slurm.templates))
         self._own = _environment(jinja2.FunctionLoader(_protocol))
+        self._own.globals["clean"] = CLEAN.strip()
 
     def job_files(self, request: RenderRequest) -> dict[str, bytes]:
         """Return the files of a job's folder by name; the same request gives the same bytes.
@@ -76,7 +78,9 @@ class Renderer:
             texts[engine_input(beam.number)] = self._engine_input(beam, request.case.machine)
         digests = {call.stage: _sha256(texts[script(call.stage)].encode()) for call in calls}
         texts[CHAIN] = _sound(encode_chain(self._chain(request, calls, digests)), request)
-        texts[SUBMIT_SCRIPT] = self._render(self._own, "submit.sh.j2", calls=calls, folder=request.job_folder)
+        texts[SUBMIT_SCRIPT] = self._render(
+            self._own, "submit.sh.j2", calls=calls, folder=request.job_folder, clean=CLEAN.strip()
+        )
         rendered = {name: text.encode() for name, text in texts.items()}
         return {**rendered, STAGES_ARCHIVE: self._archive}
 

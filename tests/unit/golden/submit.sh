@@ -14,7 +14,7 @@ exec </dev/null
 for variable in $(compgen -e); do
   case $variable in
     SLURM_CONF) ;;
-    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*|SCANCEL_*) unset "$variable" ;;
+    SLURM_*|SBATCH_*|SQUEUE_*|SACCT_*|SCANCEL_*|SINFO_*|BASH_ENV) unset "$variable" ;;
   esac
 done
 export LC_ALL=C TZ=UTC SLURM_TIME_FORMAT=%s SLURM_BITSTR_LEN=0
