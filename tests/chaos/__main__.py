@@ -63,6 +63,8 @@ def _many(first: int, runs: int, bug: str | None, processes: int) -> int:
             for part in pool.map(_chunk, starts, ends, repeat(bug)):
                 before = tally.runs
                 tally.merge(part)
+                for seed, why in part.violations:
+                    print(f"seed {seed}: {why}", file=sys.stderr, flush=True)
                 if tally.runs * 10 // runs > before * 10 // runs:
                     told = f"{tally.runs} runs, {len(tally.violations)} violations"
                     print(told, file=sys.stderr, flush=True)
