@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -359,6 +360,20 @@ def test_what_the_system_does_not_say_is_none(
     field = {"memory_info": "process_rss", "num_threads": "process_threads", "num_fds": "process_fds"}[name]
     assert getattr(status, field) is None
     assert status.memory_total is not None
+
+
+def test_without_file_descriptors_there_is_less_to_say(
+    probe: HostProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for name in ("virtual_memory", "cpu_percent", "cpu_count", "getloadavg"):
+        monkeypatch.setattr(psutil, name, refused)
+    status = probe.host()
+    assert (status.memory_total, status.memory_available) == (None, None)
+    assert (status.cpu_percent, status.cpus, status.load) == (None, None, None)
+    assert status.process_threads is not None
 
 
 def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:

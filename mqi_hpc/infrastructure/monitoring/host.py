@@ -35,14 +35,14 @@ class HostProbe:
         psutil.cpu_percent(interval=None)
 
     def host(self) -> HostStatus:
-        """Return CPU, load, memory and this process."""
-        memory = psutil.virtual_memory()
+        """Return CPU, load, memory and this process; None is what cannot be read, as without descriptors."""
+        memory = _told(psutil.virtual_memory)
         return HostStatus(
-            cpu_percent=psutil.cpu_percent(interval=None),
-            cpus=psutil.cpu_count(),
+            cpu_percent=_told(lambda: psutil.cpu_percent(interval=None)),
+            cpus=_told(psutil.cpu_count),
             load=_told(psutil.getloadavg),
-            memory_total=memory.total,
-            memory_available=memory.available,
+            memory_total=None if memory is None else memory.total,
+            memory_available=None if memory is None else memory.available,
             process_rss=_told(lambda: int(self._process.memory_info().rss)),
             process_threads=_told(self._process.num_threads),
             process_fds=_told(self._process.num_fds),
