@@ -178,7 +178,9 @@ def decide(history: History, job: Job, task: Task, table: RetryTable, now: float
     stage = STAGE_OF[task.type]
     rule = table.rule(cause)
     if stage in job.cancelled and cause not in (Cause.BURNT, Cause.NO_NODE):
-        return Decision(cause=cause, why_not="it was called off")
+        # What Slurm refused is called off as well, by us: nobody is to be looked for who did it.
+        refused = cause is Cause.REFUSED and job.submit_state is SubmitState.REFUSED
+        return Decision(cause=cause, why_not=WORDS[cause] if refused else "it was called off")
     if rule is None:
         return Decision(cause=cause, why_not=WORDS[cause])
     apart = rule.leave_out > 0 and task.type is TaskType.BEAM_CALC and is_node(task.node)

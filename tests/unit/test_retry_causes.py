@@ -228,6 +228,17 @@ def test_what_was_called_off_and_what_is_no_stage_is_not_retried() -> None:
 
 
 @pytest.mark.parametrize(
+    ("state", "why_not"), [(SubmitState.REFUSED, "refused"), (SubmitState.WITHDRAWN, "it was called off")]
+)
+def test_what_slurm_refused_nobody_has_called_off(state: SubmitState, why_not: str) -> None:
+    # Where a chain is given up, what may be there of it is cancelled: by us.
+    table = RetryTable(most=3, asked=ASKED)
+    given_up, beam = job(cancelled=("beams",), submit_state=state), task(phase="not begun")
+    history = History(jobs=(given_up,), tasks={given_up.job_id: [beam]})
+    assert decide(history, given_up, beam, table, NOW) == Decision(cause=Cause.REFUSED, why_not=why_not)
+
+
+@pytest.mark.parametrize(
     ("node", "kind", "seconds_"),
     [
         ("g1", TaskType.BEAM_CALC, 60.0),
