@@ -89,7 +89,7 @@ class Watch:
 
 
 def _needs_a_person(task: TaskReport) -> bool:
-    return task.task in (TaskType.UPLOAD, TaskType.DOWNLOAD) and task.verdict in ("no space", "waiting")
+    return task.task in (TaskType.UPLOAD, TaskType.DOWNLOAD) and task.verdict in ("no space", "no folder")
 
 
 def _only_retried(report: CaseReport) -> bool:

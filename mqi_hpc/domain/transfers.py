@@ -6,7 +6,7 @@ from mqi_hpc.core.effects import Completion, Failure
 from mqi_hpc.core.models import SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.domain.desk import OpenJob
 
-_PHASES = {Failure.SPACE: "no space", Failure.FOLDER: "waiting"}
+_PHASES = {Failure.SPACE: "no space", Failure.FOLDER: "no folder"}
 """Phases that ask for attention: a person has to see to a disk or a folder."""
 _AGAIN = frozenset({Failure.OUTAGE, Failure.ACCESS, Failure.SPACE, Failure.FOLDER})
 

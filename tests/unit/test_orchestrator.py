@@ -338,6 +338,16 @@ def test_too_little_space_waits(bench: Bench) -> None:
     bench.until_sent()
 
 
+def test_a_folder_that_cannot_be_used_waits_for_whoever_mends_it(bench: Bench) -> None:
+    bench.world.fail(Upload, Failure.FOLDER, "Read-only file system")
+    bench.turn(2)
+    assert bench.task(TaskType.UPLOAD).phase == "no folder"
+    told = bench.report.attention or ""
+    assert "Read-only file system" in told
+    assert "slurmdbd" not in told
+    bench.until_sent()
+
+
 def test_results_that_do_not_come_home_leave_the_case_unfinished_but_not_failed(bench: Bench) -> None:
     bench.until_sent()
     finish(bench)
