@@ -17,6 +17,7 @@ WAYS = {
     "no space": "make room, it goes on by itself",
     "no folder": "mend what is said, it goes on by itself; `mqi-hpc cancel` gives it up",
     "limited": "it goes on by itself when the limit allows; `mqi-hpc cancel` gives it up",
+    "not taken": "it goes on by itself when Slurm takes it; `mqi-hpc cancel` gives it up",
     "suspect": "look at it (`mqi-hpc why`), then `mqi-hpc accept --reason` or `mqi-hpc resubmit`",
     "lost": "`mqi-hpc resubmit`",
     "contradicted": "look at it (`mqi-hpc why`), then `mqi-hpc accept --reason` or `mqi-hpc resubmit --beam`",

@@ -18,6 +18,8 @@ DEFERRED = "deferred"
 
 LIMITED = "limited"
 """Phase of one that a limit has kept from Slurm for long: a person should know."""
+NOT_TAKEN = "not taken"
+"""Phase of one that Slurm takes for no other reason (a closed partition, no slurmctld) for as long."""
 LIMIT = "submit limit"
 _SINCE = "limited_since"
 _LONG_SECONDS = 3600.0
@@ -97,21 +99,16 @@ def _back(work: OpenJob, found: Meaning) -> None:
     work.mark(SubmitState.UPLOADED, "")
     head = head_of(work.tasks)
     phase, why = DEFERRED, found.why
-    if found.limit:
-        # Kept in the store: after a restart the pauses go on from where they were.
-        since = head.parameters.get(_SINCE, work.now)
-        head = head.evolve(
-            row=LIMIT, polls=limit_refusals(head) + 1, parameters={**head.parameters, _SINCE: since}
-        )
-        if work.now - since >= _LONG_SECONDS:
-            phase = LIMITED
-            began = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            why = (
-                f"{why} (since {began}; it is tried on. Ask the cluster's administrator, or cancel the case)"
-            )
-    else:
-        rest = {name: value for name, value in head.parameters.items() if name != _SINCE}
-        head = head.evolve(row="", polls=0, parameters=rest)
+    # Kept in the store: after a restart the pauses go on from where they were.
+    since = head.parameters.get(_SINCE, work.now)
+    polls = limit_refusals(head) + 1 if found.limit else 0
+    head = head.evolve(
+        row=LIMIT if found.limit else "", polls=polls, parameters={**head.parameters, _SINCE: since}
+    )
+    if work.now - since >= _LONG_SECONDS:
+        phase = LIMITED if found.limit else NOT_TAKEN
+        began = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        why = f"{why} (since {began}; it is tried on. Ask the cluster's administrator, or cancel the case)"
     if (head.phase, head.detail) != (phase, why):
         work.notes.append(f"not submitted yet: {why}")
     work.put_task(head.evolve(status=TaskStatus.PENDING, phase=phase, detail=why))

@@ -31,7 +31,14 @@ from mqi_hpc.domain.outage import Outage
 from mqi_hpc.domain.polls import Polls
 from mqi_hpc.domain.retries import Retries
 from mqi_hpc.domain.scans import Scans
-from mqi_hpc.domain.submitter import DEFERRED, LIMITED, ambiguous, apply_submit, limit_refusals
+from mqi_hpc.domain.submitter import (
+    DEFERRED,
+    LIMITED,
+    NOT_TAKEN,
+    ambiguous,
+    apply_submit,
+    limit_refusals,
+)
 from mqi_hpc.domain.task_scheduler import TaskScheduler
 from mqi_hpc.domain.transfers import apply_transfer
 from mqi_hpc.services.job_service import JobService
@@ -251,7 +258,7 @@ class WorkflowOrchestrator:
                 # Committed before anything is sent: after a crash it tells that something may have been.
                 reach(Failpoint.SUBMIT)
                 work.mark(SubmitState.SUBMITTING, "")
-                if task.phase not in (DEFERRED, LIMITED):
+                if task.phase not in (DEFERRED, LIMITED, NOT_TAKEN):
                     work.notes.append("submitting")
             elif task.status is TaskStatus.PENDING:
                 # Tried again, it stays as it is: why it waits is told until it has gone well.

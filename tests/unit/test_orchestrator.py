@@ -293,6 +293,22 @@ def test_a_submit_limit_is_waited_out(bench: Bench) -> None:
     assert len(bench.world.started(Submit)) == 2
 
 
+def test_a_partition_that_stays_closed_is_told_to_a_person(bench: Bench) -> None:
+    closed = "Required partition not available (inactive or drain)"
+    said = f"SBATCH beams sbatch: error: Batch job submission failed: {closed}"
+    for _ in range(2):
+        bench.world.say(Submit, ["BEGIN", said, "FAILED beams 1", "DONE 75"], 75)
+    bench.turn(2)
+    assert bench.task(TaskType.INTERPRET).phase == "deferred"
+    assert bench.report.attention is None
+    bench.world.clock.time += 3600
+    bench.turn(2)
+    assert bench.task(TaskType.INTERPRET).phase == "not taken"
+    assert closed in str(bench.report.attention)
+    bench.until_sent()
+    assert bench.report.attention is None
+
+
 def test_a_timed_out_sbatch_is_held(bench: Bench) -> None:
     words = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
     bench.world.say(Submit, ["BEGIN", f"SBATCH interpret {words}", "FAILED interpret 1", "DONE 75"], 75)
