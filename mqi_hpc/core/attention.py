@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mqi_hpc.core.models import Task, TaskStatus
+from mqi_hpc.core.models import Task, TaskStatus, TaskType
 from mqi_hpc.core.readings import WITHOUT_ACCOUNTING
 
 WAYS = {
@@ -25,6 +25,9 @@ WAYS = {
 """The way on from each phase in which nothing goes on without a person."""
 
 _FAILED = "`mqi-hpc resubmit`"
+_NOT_FETCHED = (
+    "`mqi-hpc fetch`; where the results on the cluster are damaged or gone, `mqi-hpc resubmit --convert-only`"
+)
 
 
 def asks(status: TaskStatus, phase: str) -> bool:
@@ -51,6 +54,8 @@ def way_on(task: Task) -> str:
     for word in (task.phase, task.status):
         if word in WAYS:
             return WAYS[word]
+    if task.type is TaskType.DOWNLOAD and (task.status, task.phase) == (TaskStatus.FAILED, "failed"):
+        return _NOT_FETCHED
     if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED) and task.retry is None:
         return _FAILED
     return ""

@@ -189,7 +189,7 @@ def _convert_plan(case: Case, history: History, *, convert_only: bool) -> JobPla
             )
         raise ProcessingError(
             f"{case.label}: convert is done, there is nothing to resubmit",
-            fix="`mqi-hpc fetch` brings results home again",
+            fix="`mqi-hpc fetch` brings results home again; `--convert-only` makes them anew",
         )
     return JobPlan(
         stages=STAGES[2:],

@@ -37,6 +37,14 @@ def test_what_has_ended_badly_is_resubmitted_unless_that_comes_by_itself(status:
         assert way_on(ended.evolve(retry=retry)) == ""
 
 
+def test_results_that_did_not_come_home_are_fetched_or_made_anew() -> None:
+    # A plain resubmit is refused: all is done. Without a chain there is nothing to fetch.
+    ended = TASK.evolve(type=TaskType.DOWNLOAD, status=TaskStatus.FAILED, phase="failed")
+    assert way_on(ended).startswith("`mqi-hpc fetch`")
+    assert "--convert-only" in way_on(ended)
+    assert way_on(ended.evolve(phase="not begun")) == "`mqi-hpc resubmit`"
+
+
 def test_a_contradiction_asks_only_where_slurm_had_not_agreed_before() -> None:
     done = TASK.evolve(
         status=TaskStatus.COMPLETED, phase="done", contradicted="Slurm has said FAILED of it since"

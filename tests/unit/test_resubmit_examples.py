@@ -120,7 +120,7 @@ def test_what_follows(history: History, asked: dict[str, object], plan: JobPlan 
         (first(DONE, (DONE,) * 3, RUNS), {"convert_only": True},
          f"{LABEL}: j01 has not ended yet, there is nothing to resubmit. {SHOW}; `mqi-hpc cancel` stops it"),
         (first(DONE, (DONE,) * 3, DONE), {}, f"{LABEL}: convert is done, there is nothing to resubmit. "
-         "`mqi-hpc fetch` brings results home again"),
+         "`mqi-hpc fetch` brings results home again; `--convert-only` makes them anew"),
     ],
 )  # fmt: skip
 def test_what_is_said_where_nothing_follows(history: History, asked: dict[str, object], words: str) -> None:

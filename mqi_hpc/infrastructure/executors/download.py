@@ -270,7 +270,8 @@ class _Receiver:
         return IntegrityError(
             f"result {result.remote} {what}",
             where=self._where,
-            fix="It is not delivered. Look at the job's folder on the cluster",
+            fix="It is not delivered. Look at the job's folder on the cluster; "
+            "`mqi-hpc resubmit --convert-only` makes the results anew",
         )
 
 

@@ -225,7 +225,8 @@ class Transfers:
             raise IntegrityError(
                 f"result {result.remote} has SHA-256 {stored.sha256}, its record says {result.sha256}",
                 where=path,
-                fix="It is not delivered. Look at the job's folder on the cluster",
+                fix="It is not delivered. Look at the job's folder on the cluster; "
+                "`mqi-hpc resubmit --convert-only` makes the results anew",
             )
         return self._keep(f"{effect.folder}/{check_own(result.local)}", stored.content or b"")
 
