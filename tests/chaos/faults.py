@@ -125,7 +125,22 @@ def draw_schedule(seed: int) -> Schedule:
         if rng.random() < chance:
             at = rng.choice((0, 0, rng.randint(1, 150)))
             faults.append(Fault("order", kind, at, rng.randint(0, 3)))
+    if rng.random() < 0.15:
+        faults += _row(rng)
     return tuple(dict.fromkeys(faults))
+
+
+def _row(rng: random.Random) -> list[Fault]:
+    """Return failures in a row, of what is retried by itself, and perhaps a person who calls it off."""
+    at = rng.randint(15, 90)
+    faults = []
+    if rng.random() < 0.4:
+        faults.append(Fault("order", "cancel", at + rng.randint(3, 130), rng.randint(0, 3)))
+    for _ in range(rng.randint(1, 5)):
+        kind = rng.choice(("node-down", "node-silent", "preempt"))
+        faults.append(Fault("cluster", kind, at, rng.choice((10, 40))))
+        at += rng.randint(5, 120)
+    return faults
 
 
 def _at_effect(rng: random.Random) -> Fault:

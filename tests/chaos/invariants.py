@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 
+from mqi_hpc.core.causes import Cause
 from mqi_hpc.core.models import STAGE_OF, Case, CaseStatus, Job, Task, TaskStatus
+from mqi_hpc.core.readings import WITHOUT_ACCOUNTING
 from mqi_hpc.core.resubmit import current_tasks
 from mqi_hpc.services.history import read_history
 from tests.chaos.truth import true_dose, true_rt_dose
-from tests.chaos.world import World, tasks_of
+from tests.chaos.world import MOST_RETRIES, World, tasks_of
 
 _ENDED = frozenset(
     {CaseStatus.COMPLETED, CaseStatus.PARTIAL, CaseStatus.FAILED, CaseStatus.CANCELLED, CaseStatus.REJECTED}
@@ -30,10 +33,12 @@ def _asked(world: World) -> Iterator[str]:
         histories = {case.case_id: read_history(unit, case.case_id) for case in cases}
         tasks = {case.case_id: tasks_of(unit, case.case_id) for case in cases}
     yield from _exactly_once(world)
+    yield from _retried_once(world)
     for case in cases:
         jobs = histories[case.case_id].jobs
         yield from _right_beam(world, case)
         yield from _done_is_verified(world, case, jobs, tasks[case.case_id])
+        yield from _slurm_agrees(world, jobs, tasks[case.case_id])
         yield from _delivery(world, case)
         if not world.cut_short:
             yield from _nothing_lost(world, case, current_tasks(histories[case.case_id]))
@@ -66,6 +71,21 @@ def _exactly_once(world: World) -> Iterator[str]:
             yield f"exactly once: {' '.join(map(str, task))} ran {count} times behind the fence"
 
 
+def _retried_once(world: World) -> Iterator[str]:
+    """A task is retried by itself once, and so many times in a row until a person asks for it."""
+    once: Counter[str] = Counter()
+    row: Counter[tuple[str | None, str]] = Counter()
+    for _, kind, key, body in world.store.log:
+        data = json.loads(body) if kind in ("order", "job planned") else {}
+        if data.get("verb") == "resubmit":
+            row = Counter({place: count for place, count in row.items() if place[0] != key})
+        for told in data.get("automatic", ()):
+            once[told["task"]] += 1
+            row[key, told["task"].partition("/")[2]] += told["cause"] != Cause.NO_NODE
+            if once[told["task"]] > 1 or row[key, told["task"].partition("/")[2]] > MOST_RETRIES:
+                yield f"retried too often: {told['task']}, attempt {told['attempt']} for {told['cause']}"
+
+
 def _right_beam(world: World, case: Case) -> Iterator[str]:
     """Every dose is that of its own beam's input, and an array index means one beam for ever."""
     for (key, job, stage, index), made in world.ledger.published.items():
@@ -91,6 +111,20 @@ def _done_is_verified(world: World, case: Case, jobs: tuple[Job, ...], tasks: li
             yield f"done is not verified: {task.task_id} is {task.phase}, and nothing was published of it"
         elif 0 not in world.ledger.exits.get(place, []) and task.phase != "accepted" and not task.noted:
             yield f"done is not verified: {task.task_id} is {task.phase}; its program did not exit 0"
+
+
+def _slurm_agrees(world: World, jobs: tuple[Job, ...], tasks: list[Task]) -> Iterator[str]:
+    """What is done by Slurm's word, Slurm has ended well; without it, the verdict says so."""
+    if not world.setting.site.accounting:
+        return
+    by_id = {job.job_id: job for job in jobs}
+    for task in tasks:
+        if task.status is not TaskStatus.COMPLETED or task.phase != "done" or task.type not in STAGE_OF:
+            continue
+        one = by_id[task.job_id].submission(STAGE_OF[task.type])
+        words = world.ledger.words.get((one.name, one.slurm_id or 0, task.index), set()) if one else set()
+        if "COMPLETED" not in words and not task.noted.startswith(WITHOUT_ACCOUNTING):
+            yield f"done is not verified: {task.task_id} is done, and Slurm ended it as {sorted(words)}"
 
 
 def _delivery(world: World, case: Case) -> Iterator[str]:

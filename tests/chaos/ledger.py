@@ -25,8 +25,8 @@ class Ran:
 class Ledger:
     """Lines in order of time, and what the invariants ask of them.
 
-    `harm` says, by case, what befell it that may end it otherwise than well; `wrong` are invariants that were
-    seen broken while it happened.
+    `words` are those that Slurm ended a task with, by (name, id, index). `harm` says, by case, what befell it
+    that may end it otherwise than well; `wrong` are invariants that were seen broken while it happened.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -34,6 +34,7 @@ class Ledger:
     ran: list[Ran] = field(default_factory=list)
     published: dict[tuple[str, str, str, int], list[dict[int, bytes]]] = field(default_factory=dict)
     exits: dict[tuple[str, str, str, int], list[int]] = field(default_factory=dict)
+    words: dict[tuple[str, int, int], set[str]] = field(default_factory=dict)
     accepted: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     harm: dict[str, list[str]] = field(default_factory=dict)
     patience: Counter[str] = field(default_factory=Counter)

@@ -113,7 +113,11 @@ class HurtCluster(SimulatedCluster):
         self._unsure: dict[str, float] = {}
         self._sent: dict[str, _Flight] = {}
         self.step_clock: Callable[[int], None] = lambda _: None
-        self.looks: list[tuple[int, float]] = []
+        self._looking = False
+        self._look_began = 0.0
+        self.looked: Callable[[str, str, float], None] = lambda *_: None
+        self.cancels: set[tuple[str, int]] = set()
+        self.cancelling: set[str] = set()
         self._schedule: dict[tuple[str, int], list[Fault]] = {}
         for fault in schedule:
             self._schedule.setdefault((fault.place, fault.at), []).append(fault)
@@ -167,7 +171,7 @@ class HurtCluster(SimulatedCluster):
         place = PLACE[type(effect)]
         self.ledger.execs[place] += 1
         if isinstance(effect, Observe):
-            self.looks.append((self.session, self.clock.monotonic()))
+            self._look_begins()
         flight = _Flight(self, effect, {fault.kind: fault.amount for fault in self.take(place)})
         if self.in_transaction():
             self._broken(f"sent before its intent was committed: {place}")
@@ -175,6 +179,9 @@ class HurtCluster(SimulatedCluster):
             self._submitting(effect, flight)
         elif isinstance(effect, Download):
             self.fetching(effect)
+        elif isinstance(effect, Cancel):
+            self.cancels.update(effect.targets)
+            self.cancelling.add(effect.job_id)
         if place == "submit" and flight.faults:
             self.ledger.patience[effect.case_id] += 1  # type: ignore[union-attr]
         self._later(self.link.seconds[type(effect)], self._arrive, flight)
@@ -202,6 +209,9 @@ class HurtCluster(SimulatedCluster):
         for job_id in self._sent:
             self._unsure[job_id] = self.clock.monotonic()
         self._sent.clear()
+        self._looking = False
+        self.cancels.clear()
+        self.cancelling.clear()
         self.session += 1
         self.done.clear()
 
@@ -224,8 +234,18 @@ class HurtCluster(SimulatedCluster):
         """Take it that whoever submits next cannot know of what was submitted."""
         self._unsure.clear()
 
+    def _look_begins(self) -> None:
+        if self._looking:
+            self._broken("two looks at the cluster at once")
+        self._looking, self._look_began = True, self.clock.monotonic()
+
     def heard(self, completion: Completion) -> None:
-        """Note what the daemon is told of a submission."""
+        """Note what the daemon is told of a submission, a look or a scancel."""
+        if isinstance(completion.effect, Observe):
+            self._looking = False
+            self.looked(completion.output, completion.effect.nonce, self._look_began)
+        elif isinstance(completion.effect, Cancel):
+            self.cancelling.discard(completion.effect.job_id)
         if isinstance(completion.effect, Submit):
             self._sent.pop(completion.effect.job_id, None)
             if completion.uncertain:

@@ -12,7 +12,7 @@ from mqi_hpc.records.chain import encode_chain
 from mqi_hpc.records.layout import CHAIN, SUBMIT_SCRIPT, script
 from tests.support.cluster_config import cluster_config, merged
 
-_READ = ("--partition=", "--account=", "--gres=", "--array=")
+_READ = ("--partition=", "--account=", "--gres=", "--array=", "--exclude=")
 """The options that a simulated sbatch reads."""
 _DIGEST = "d" * 64
 _GRID = {"size": [40, 30, 300], "spacing": [4, 5, 1], "position": [-80, -75, -280]}

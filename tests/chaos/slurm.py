@@ -72,7 +72,16 @@ class HurtSlurm(Slurm):
         if job is not None and job.live and job.request.name == name and not job.request.folder:
             self._ledger.broken(self._clock.monotonic(), f"a job of others was cancelled: {name} {job_id}")
         self._ledger.note(self._clock.monotonic(), "scancel", name, job_id, uid)
+        live = job is not None and job.live
         super().scancel(name, job_id, uid)
+        if live and job is not None and not job.live and job.request.name != name:
+            text = f"{job_id} was cancelled as {name}, and is {job.request.name}"
+            self._ledger.broken(self._clock.monotonic(), text)
+
+    def _close(self, job: SlurmJob, element: Element, word: str, code: str) -> None:
+        super()._close(job, element, word, code)
+        place = (job.request.name, job.id, element.index or 0)
+        self._ledger.words.setdefault(place, set()).add(word)
 
     def _lose(self, words: str) -> None:
         if self.deaf:

@@ -20,7 +20,7 @@ from tests.support.world import Clock
 
 _KINDS = {kind: at for at, kind in enumerate(TaskType)}
 Snapshot = tuple[Any, ...]
-_Event = tuple[float, str, str | None, str]
+Event = tuple[float, str, str | None, str]
 
 
 class _Part:
@@ -171,7 +171,7 @@ class Unit(_Part):
         self.store.cut(self._begun)
 
     @property
-    def new_events(self) -> list[_Event]:
+    def new_events(self) -> list[Event]:
         """The events of this transaction."""
         return self.store.log[self._begun :]
 
@@ -235,7 +235,7 @@ class QuickStore:
         self.files: dict[str, dict[str, bytes]] = {}
         self.slots: dict[str, int] = {}
         self.folders: dict[str, SeenFolder] = {}
-        self.log: list[_Event] = []
+        self.log: list[Event] = []
         self._chained: list[ChainedEvent] = []
 
     @contextmanager

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
+from mqi_hpc.core.causes import Cause
 from mqi_hpc.core.effects import Download, Scan
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.core.interfaces import IUnit
-from mqi_hpc.core.models import STAGE_OF, CaseStatus, SubmitState, Task, TaskStatus, TaskType
+from mqi_hpc.core.models import STAGE_OF, STAGES, CaseStatus, SubmitState, Task, TaskStatus, TaskType
 from mqi_hpc.core.polling import PollRhythm
 from mqi_hpc.core.requests import Request, Verb
 from mqi_hpc.core.resubmit import current_tasks
+from mqi_hpc.core.retry_causes import Asked, RetryTable, Rule
 from mqi_hpc.domain.desk import OUR_FAULT
+from mqi_hpc.domain.evidence import read_evidence
 from mqi_hpc.domain.polls import SWEEP_SECONDS
 from mqi_hpc.domain.recovery import MOST_RERUNS
 from mqi_hpc.domain.scans import Scans
@@ -26,7 +31,7 @@ from tests.chaos.faults import Fault, Schedule
 from tests.chaos.ledger import Ledger
 from tests.chaos.port import HurtCluster, Killed
 from tests.chaos.render import renderer
-from tests.chaos.store import QuickStore, Unit
+from tests.chaos.store import Event, QuickStore, Unit
 from tests.chaos.truth import CaseFolder
 from tests.support.simulation.clock import VirtualClock
 from tests.support.simulation.installation import Installation
@@ -44,6 +49,20 @@ _PATIENCE = 5000.0
 """When (s) a person cancels what asks for attention still: every fault has healed long ago."""
 _CALLED_OFF = (SubmitState.WITHDRAWN, SubmitState.REFUSED, SubmitState.BURNT)
 _OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
+
+
+_RULE = Rule(most=2, pauses=(20.0, 100.0))
+MOST_RETRIES = 3
+RETRIES = RetryTable(
+    most=MOST_RETRIES,
+    rules={
+        Cause.NODE_FAIL: replace(_RULE, leave_out=300.0),
+        Cause.PREEMPTED: _RULE,
+        Cause.BURNT: _RULE,
+    },
+    asked={stage: Asked(4096, 3600) for stage in STAGES},
+)
+"""What a site retries by itself; half of them do."""
 
 
 class LocalClock:
@@ -69,6 +88,7 @@ class Setting:
     folders: tuple[CaseFolder, ...]
     gpu_count: int | None
     max_concurrent_jobs: int | None
+    retries: RetryTable
 
 
 def draw_setting(seed: int) -> Setting:
@@ -86,9 +106,9 @@ def draw_setting(seed: int) -> Setting:
         CaseFolder(f"P{number:03d}", rng.randint(1, 4), rng.choice((0.0, 0.0, 20.0)))
         for number in range(rng.randint(2, 4))
     )
-    return Setting(
-        site, Script(seconds=seconds), folders, rng.choice((None, 2, 4)), rng.choice((None, None, 2))
-    )
+    gpu_count, most_jobs = rng.choice((None, 2, 4)), rng.choice((None, None, 2))
+    retries = RETRIES if rng.random() < 0.5 else RetryTable()
+    return Setting(site, Script(seconds=seconds), folders, gpu_count, most_jobs, retries)
 
 
 class World:
@@ -108,6 +128,7 @@ class World:
         self.cluster.step_clock = self._step_clock
         self.cluster.programs.begun = self._begun
         self.cluster.fetching = self._fetching
+        self.cluster.looked = self._looked
         self.cluster.in_transaction = lambda: self.store.open
         self.cluster.transfers.delivering = self._delivered
         befall = Befall(self.cluster, self.store)
@@ -128,7 +149,8 @@ class World:
         self.cut_short = ""
         self.turns = 0
         self.lives = 0
-        self.accepted: set[str] = set()
+        self.called_off: dict[str, float] = {}
+        self._seen_live: set[tuple[str, int]] = set()
         self._place_others()
 
     # A whole run
@@ -181,6 +203,7 @@ class World:
             self.lives += 1
             self.cluster.close()
             self.cluster.killed = False
+            self._seen_live.clear()
             self.ledger.note(self.clock.monotonic(), "daemon", self.lives)
             self.home = self._installed()
             try:
@@ -199,6 +222,7 @@ class World:
             renderer(setting.gpu_count),
             gpu_count=setting.gpu_count,
             max_concurrent_jobs=setting.max_concurrent_jobs,
+            retries=setting.retries,
             rhythm=_RHYTHM,
             tell=self._told,
             seed=self.seed * 1000 + self.lives,
@@ -278,6 +302,9 @@ class World:
         self.ledger.note(self._now(), "order", fault.kind, key, said)
         if fault.kind == "cancel":
             self.ledger.hurt(key, "a person cancelled it")
+        self.called_off.pop(key, None)
+        if last_order(self.store.log, key) == "cancel":
+            self.called_off[key] = self._now()
 
     def _give_up(self) -> None:
         """What waits for a person, long after all is well again, is cancelled by one."""
@@ -304,6 +331,27 @@ class World:
             self.ledger.broken(
                 self._now(), f"called off, and begun: {key} {job} {stage} is {found.submit_state}"
             )
+
+    def _looked(self, output: str, nonce: str, began: float) -> None:
+        """What a person has called off, and two looks have shown, is cancelled by then."""
+        rows = read_evidence(output, nonce, asked=False, accounting="auto").queue if self.called_off else ()
+        if rows is None:
+            return
+        live = {
+            (row.name, row.job)
+            for row in rows
+            if not row.ending and (job := self._standing(row.name)) and job not in self.cluster.cancelling
+            if self.called_off.get(job.partition("-")[0], began) < began
+        }
+        for name, slurm_id in sorted((live & self._seen_live) - self.cluster.cancels):
+            self.ledger.broken(self._now(), f"called off, seen twice and not cancelled: {name} {slurm_id}")
+        self._seen_live = live
+
+    def _standing(self, name: str) -> str | None:
+        """Return the job of ours that a submission is of, where it stands and the store was never older."""
+        job = self.store.jobs.get("-".join(name.split("-")[2:4]))
+        stands = job is not None and job.submit_state is SubmitState.STANDING and not self.store.backups
+        return job.job_id if stands and job is not None else None
 
     def _scanned(self, effect: Scan) -> ScanReport:
         known = {seen.folder for seen in effect.known}
@@ -332,6 +380,10 @@ class World:
     def _judge_changes(self, unit: Unit) -> None:
         """What has ended changes by an order alone, and nothing ends by a look that did not see the queue."""
         kinds = [kind for _, kind, _, _ in unit.new_events]
+        for _, kind, key, body in unit.new_events:
+            by_itself = kind == "job planned" and '"automatic":' in body
+            if by_itself and last_order(self.store.log, key) == "cancel":
+                self.ledger.broken(self._now(), f"called off, and retried by itself: {key}")
         for before, after in unit.changed:
             if before is None or before.status is after.status:
                 continue
@@ -367,6 +419,16 @@ class World:
     def _another(self, name: str) -> None:
         if self.cluster.slurm.up:
             self.cluster.slurm.sbatch(SlurmRequest(name=name, partition="gpu", gpus=1))
+
+
+def last_order(log: Sequence[Event], key: str | None) -> str:
+    """Return what a person last ordered to be done, or not, with a case: "cancel", "resubmit", or ""."""
+    for _, kind, case_id, body in reversed(log):
+        if kind == "order" and case_id == key:
+            verb = str(json.loads(body)["verb"])
+            if verb in ("cancel", "resubmit"):
+                return verb
+    return ""
 
 
 def tasks_of(unit: IUnit, case_id: str) -> list[Task]:
