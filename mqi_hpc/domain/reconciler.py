@@ -256,14 +256,16 @@ def _failed(interpret: Task) -> bool:
 def _dead_stages(job: Job, queue: Sequence[Row], vain: frozenset[str]) -> tuple[str, ...]:
     """Return the stages to cancel, convert first: with the array gone, `afterany` would let it run.
 
-    Those in `vain` wait for what has ended: where the controller has lost it, they may wait for ever.
+    Those in `vain` wait for what has ended, or nothing waits for them: where the controller has lost it, they
+    may wait, or be held, for ever.
     """
     dead: set[str] = set()
     for submission in job.submissions:
         mine = [row for row in queue if row.name == submission.name and row.job == submission.slurm_id]
         waits = [row.reason for row in mine if row.word == "PENDING"]
-        if "DependencyNeverSatisfied" in waits or (submission.stage in vain and "Dependency" in waits):
-            dead.update(("convert", "beams") if submission.stage == "beams" else ("convert",))
+        waits_on = "Dependency" in waits or "JobHeldUser" in waits
+        if "DependencyNeverSatisfied" in waits or (submission.stage in vain and waits_on):
+            dead.update(("convert", "beams") if submission.stage == "beams" else (submission.stage,))
         if submission.stage in job.cancelled and any(not row.ending for row in mine):
             dead.add(submission.stage)
     return tuple(stage for stage in reversed(STAGES) if stage in dead)
@@ -275,10 +277,15 @@ def _with_verdicts(tasks: Sequence[Task], judged: Sequence[Judged]) -> list[Task
 
 
 def _in_vain(tasks: Sequence[Task]) -> frozenset[str]:
-    """Return the stages that wait in vain: interpret left nothing to build on, or beams are lost."""
+    """Return the stages that wait in vain: interpret left nothing to build on, or beams are lost.
+
+    So does interpret where all that waited for it has ended: one that came back held nobody releases.
+    """
     interpret, beams = interpret_of(tasks), [task for task in tasks if task.type is TaskType.BEAM_CALC]
     if interpret is not None and _failed(interpret):
         return frozenset({"beams", "convert"})
+    if all(task is interpret or task.status.terminal for task in slurm_tasks(tasks)):
+        return frozenset({"interpret"})
     ended = all(task.status.terminal for task in beams)
     lost = any(task.status is TaskStatus.LOST for task in beams)
     return frozenset({"convert"}) if ended and lost else frozenset()

@@ -219,9 +219,10 @@ class Watcher:
             work.put_task(judged.after, why=judged.verdict.timer.row, evidence=said)
             if judged.changed:
                 work.notes.append(sentence(work.case, judged.after))
-        if found.dead_stages == ("convert",) and "convert" not in work.job.cancelled:
-            # It waits for beams that are lost: that it ends is our doing.
-            work.put_job(work.job.evolve(cancelled=(*work.job.cancelled, "convert")))
+        if found.dead_stages in (("convert",), ("interpret",)):
+            # It waits for beams that are lost, or nothing waits for it any more: that it ends is our doing.
+            cancelled = dict.fromkeys((*work.job.cancelled, *found.dead_stages))
+            work.put_job(work.job.evolve(cancelled=tuple(cancelled)))
         look_back(work, evidence)
         self._remember(work)
         ids = {s.stage: (s.name, s.slurm_id) for s in work.job.submissions}

@@ -135,7 +135,7 @@ def _row(rng: random.Random) -> list[Fault]:
     at = rng.randint(15, 90)
     faults = []
     if rng.random() < 0.4:
-        faults.append(Fault("order", "cancel", at + rng.randint(3, 130), rng.randint(0, 3)))
+        faults.append(Fault("order", "cancel", at + rng.randint(60, 140), rng.randint(0, 3)))
     for _ in range(rng.randint(1, 5)):
         kind = rng.choice(("node-down", "node-silent", "preempt"))
         faults.append(Fault("cluster", kind, at, rng.choice((10, 40))))

@@ -51,7 +51,7 @@ _CALLED_OFF = (SubmitState.WITHDRAWN, SubmitState.REFUSED, SubmitState.BURNT)
 _OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
 
 
-_RULE = Rule(most=2, pauses=(20.0, 100.0))
+_RULE = Rule(most=2, pauses=(60.0, 200.0))
 MOST_RETRIES = 3
 RETRIES = RetryTable(
     most=MOST_RETRIES,

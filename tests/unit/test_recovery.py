@@ -379,6 +379,37 @@ def test_a_part_that_the_controller_lost_burns_a_chain_that_stood(floor: Floor, 
     assert took_effect(floor) == ONCE
 
 
+def test_interpret_that_came_back_held_is_cancelled_where_what_waited_for_it_is_lost(floor: Floor) -> None:
+    floor.bed.partition("cpu", up=False)
+    floor.take()
+    floor.until(lambda: state(floor) is SubmitState.STANDING)
+    # The controller came back as it was before the release, and before it heard of the rest.
+    head(floor).held = True
+    for job in [job for job in floor.sim.slurm.jobs.values() if job is not head(floor)]:
+        lose(floor, job.id)
+    floor.bed.partition("cpu", up=True)
+    floor.until(lambda: state(floor) is SubmitState.BURNT)
+    assert "lost beams, convert" in str(floor.report().refusal)
+    floor.until(lambda: not live(floor))
+    floor.order(Verb.RESUBMIT)
+    floor.until("completed")
+    assert took_effect(floor) == ONCE
+
+
+def test_interpret_that_somebody_holds_is_left_to_them_while_anything_waits_for_it(floor: Floor) -> None:
+    floor.bed.partition("cpu", up=False)
+    floor.take()
+    floor.until(lambda: state(floor) is SubmitState.STANDING)
+    head(floor).held = True
+    lose(floor, next(j.id for j in floor.sim.slurm.jobs.values() if j.request.name.endswith("convert")))
+    floor.bed.partition("cpu", up=True)
+    pass_time(floor, 7200)
+    assert sorted(name.rsplit("-", 1)[-1] for name in live(floor)) == ["beams", "interpret"]
+    assert "held" in str(floor.report().attention)
+    floor.sim.slurm.release(head(floor).id)
+    floor.until(lambda: floor.beams() == ["done", "done", "done"])
+
+
 def test_a_task_that_began_and_was_lost_is_not_burnt(floor: Floor) -> None:
     floor.take()
     floor.bed.fault(3, "hang")
