@@ -27,6 +27,7 @@ class Befall:
         self._slurm = cluster.hurt_slurm
         self._ledger = cluster.ledger
         self._depth: dict[str, int] = {}
+        self.others: Callable[[], None] = lambda: None
 
     def plan(self, fault: Fault) -> None:
         """Let it happen when its time has come."""
@@ -60,7 +61,10 @@ class Befall:
         if not self._slurm.up:
             return False
         self._slurm.crash(1.0 + fault.amount % 7)
-        return self._for("ctld", 3.0 + fault.amount % 50, self._set_ctld)
+        seconds = 3.0 + fault.amount % 50
+        # Its ids are handed out again, to whoever comes first.
+        self._clock.later(seconds, self.others)
+        return self._for("ctld", seconds, self._set_ctld)
 
     def _set_ctld(self, down: bool) -> None:
         if down:
@@ -137,6 +141,12 @@ class Befall:
         if target is not None:
             self._slurm.preempt(*target)
         return target is not None
+
+    def _preempt_all(self, fault: Fault) -> bool:
+        """For a while nothing of ours runs long."""
+        for seconds in range(0, fault.amount, 8):
+            self._clock.later(float(seconds), partial(self._preempt, fault))
+        return True
 
     def _outage(self, fault: Fault) -> bool:
         return self._for("link", fault.amount, lambda down: setattr(self._cluster.link, "down", down))

@@ -51,9 +51,11 @@ CELLS = tuple((place, kind) for place in PLACES for kind in KINDS if (place, kin
 CLUSTER = (
     "ctld-down", "ctld-lost", "dbd-down", "node-down", "node-silent", "admin-cancel", "admin-hold",
     "requeue", "preempt", "outage", "key-refused", "disk-full", "files-away", "bits-flipped", "dose-damaged",
-    "store-older",
+    "store-older", "preempt-all",
 )  # fmt: skip
-ENGINE = ("exit", "no-output", "other-beam", "cut", "rubbish")
+ENGINE = ("exit", "no-output", "other-beam", "cut", "rubbish", "unsaid", "contradicted")
+_ALONE = tuple(kind for kind in CLUSTER if kind != "preempt-all")
+"""What befalls the cluster in any run; the rest only where it is to be retried again and again."""
 ORDERS = ("cancel", "resubmit", "accept", "fetch")
 
 _FORM = re.compile(r"([a-z-]+):([a-z-]+)@(\d+)~(\d+)\Z")
@@ -111,11 +113,15 @@ def draw_schedule(seed: int) -> Schedule:
     rng = random.Random(f"faults of {seed}")
     faults = [_at_effect(rng) for _ in range(rng.randint(4, 7))]
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
-        kind = rng.choice(CLUSTER)
+        kind = rng.choice(_ALONE)
         faults.append(Fault("cluster", kind, rng.randint(1, 150), rng.choice((10, 40, 120, 400, 900))))
     if any(fault.place == "survey" for fault in faults):
         # Else no folder is ever found to be taken.
-        faults.append(Fault("cluster", "store-older", rng.randint(8, 150), 900))
+        at = rng.randint(8, 150)
+        faults.append(Fault("cluster", "store-older", at, 900))
+        if at % 4 == 0:
+            # Called off while the folder is read.
+            faults.append(Fault("order", "cancel", at + 1 + at % 8, at % 3))
     if rng.random() < 0.25:
         faults.append(Fault("engine", rng.choice(ENGINE), rng.randint(1, 8), 0))
     if rng.random() < 0.4 or any(fault.place == "cancel" for fault in faults):
@@ -127,12 +133,16 @@ def draw_schedule(seed: int) -> Schedule:
             faults.append(Fault("order", kind, at, rng.randint(0, 3)))
     if rng.random() < 0.15:
         faults += _row(rng)
+    if rng.random() < 0.06:
+        faults += _thaw(rng)
     return tuple(dict.fromkeys(faults))
 
 
 def _row(rng: random.Random) -> list[Fault]:
     """Return failures in a row, of what is retried by itself, and perhaps a person who calls it off."""
     at = rng.randint(15, 90)
+    if rng.random() < 0.3:
+        return [Fault("cluster", "preempt-all", at, 1200)]
     faults = []
     if rng.random() < 0.4:
         faults.append(Fault("order", "cancel", at + rng.randint(60, 140), rng.randint(0, 3)))
@@ -141,6 +151,13 @@ def _row(rng: random.Random) -> list[Fault]:
         faults.append(Fault("cluster", kind, at, rng.choice((10, 40))))
         at += rng.randint(5, 120)
     return faults
+
+
+def _thaw(rng: random.Random) -> list[Fault]:
+    """Return a host that freezes in submit.sh, longer than that may live, and who calls it off meanwhile."""
+    place = rng.choice(("submit", "sbatch", "receipt", "release"))
+    thawed = Fault(place, "frozen", rng.randint(1, 4), rng.choice((500, 900)))
+    return [thawed, Fault("order", "cancel", rng.randint(4, 40), rng.randint(0, 3))]
 
 
 def _at_effect(rng: random.Random) -> Fault:

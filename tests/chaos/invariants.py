@@ -109,8 +109,15 @@ def _done_is_verified(world: World, case: Case, jobs: tuple[Job, ...], tasks: li
         place = (case.case_id, names[task.job_id], STAGE_OF[task.type], task.index)
         if place not in world.ledger.published:
             yield f"done is not verified: {task.task_id} is {task.phase}, and nothing was published of it"
-        elif 0 not in world.ledger.exits.get(place, []) and task.phase != "accepted" and not task.noted:
+        elif place in world.ledger.spoilt:
+            yield f"done is not verified: {task.task_id} is {task.phase}, and its output is spoilt"
+        elif 0 not in world.ledger.exits.get(place, []) and task.phase != "accepted" and _told(task):
             yield f"done is not verified: {task.task_id} is {task.phase}; its program did not exit 0"
+
+
+def _told(task: Task) -> bool:
+    """Whether a verdict claims that the program left an exit record."""
+    return not task.noted.startswith("it left no exit record")
 
 
 def _slurm_agrees(world: World, jobs: tuple[Job, ...], tasks: list[Task]) -> Iterator[str]:

@@ -25,14 +25,16 @@ class Ran:
 class Ledger:
     """Lines in order of time, and what the invariants ask of them.
 
-    `words` are those that Slurm ended a task with, by (name, id, index). `harm` says, by case, what befell it
-    that may end it otherwise than well; `wrong` are invariants that were seen broken while it happened.
+    `words` are those that Slurm ended a task with, by (name, id, index); `spoilt` the tasks whose output is
+    not what it should be. `harm` says, by case, what befell it that may end it otherwise than well; `wrong`
+    are invariants that were seen broken while it happened.
     """
 
     lines: list[str] = field(default_factory=list)
     struck: list[Fault] = field(default_factory=list)
     ran: list[Ran] = field(default_factory=list)
     published: dict[tuple[str, str, str, int], list[dict[int, bytes]]] = field(default_factory=dict)
+    spoilt: set[tuple[str, str, str, int]] = field(default_factory=set)
     exits: dict[tuple[str, str, str, int], list[int]] = field(default_factory=dict)
     words: dict[tuple[str, int, int], set[str]] = field(default_factory=dict)
     accepted: dict[str, list[tuple[float, int]]] = field(default_factory=dict)

@@ -93,6 +93,8 @@ class Programs(Stages):
         if start.stage == "beams" and (faults := self._take("engine")):
             task.fault = faults[0].kind.replace("exit", "exit 9").replace("no-output", "no output")
             self._ledger.hurt(key, f"engine {faults[0].kind}")
+            if task.fault in ("other-beam", "cut", "rubbish"):
+                self._ledger.spoilt.add(place)
         try:
             task.say("started")
             yield from self._at_work(task)
@@ -106,6 +108,14 @@ class Programs(Stages):
             code, text = TERMINATED, "signal 15"
         except Refused as refusal:
             code, text = refusal.exit_code, str(refusal)
+        if task.fault == "unsaid" and not code:
+            self._ledger.note(self._clock.monotonic(), "killed after its record", *place)
+            return KILLED
+        if task.fault == "contradicted" and not code:
+            # What is around the program swallows its exit code.
+            task.say("exited", "told to fail", 9)
+            self._ledger.exits.setdefault(place, []).append(9)
+            return 0
         if text:
             self._say_in(log, f"mqi-hpc {start.stage}: {text}")
         task.say("exited", text, code)

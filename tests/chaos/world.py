@@ -132,6 +132,7 @@ class World:
         self.cluster.in_transaction = lambda: self.store.open
         self.cluster.transfers.delivering = self._delivered
         befall = Befall(self.cluster, self.store)
+        befall.others = lambda: self._another("train")
         self.over_orders: list[Fault] = []
         self.due_orders: list[Fault] = []
         self._last = 0.0
@@ -141,6 +142,7 @@ class World:
                 self._last = max(self._last, float(fault.at))
             elif fault.place == "order" and fault.at:
                 self.clock.later(float(fault.at), partial(self.due_orders.append, fault))
+                self._last = max(self._last, float(fault.at))
             elif fault.place == "order":
                 self.over_orders.append(fault)
         self._orders = 0
@@ -151,6 +153,7 @@ class World:
         self.lives = 0
         self.called_off: dict[str, float] = {}
         self._seen_live: set[tuple[str, int]] = set()
+        self._backups = 0
         self._place_others()
 
     # A whole run
@@ -302,6 +305,7 @@ class World:
         self.ledger.note(self._now(), "order", fault.kind, key, said)
         if fault.kind == "cancel":
             self.ledger.hurt(key, "a person cancelled it")
+        self._forget_orders()
         self.called_off.pop(key, None)
         if last_order(self.store.log, key) == "cancel":
             self.called_off[key] = self._now()
@@ -334,6 +338,7 @@ class World:
 
     def _looked(self, output: str, nonce: str, began: float) -> None:
         """What a person has called off, and two looks have shown, is cancelled by then."""
+        self._forget_orders()
         rows = read_evidence(output, nonce, asked=False, accounting="auto").queue if self.called_off else ()
         if rows is None:
             return
@@ -347,10 +352,16 @@ class World:
             self.ledger.broken(self._now(), f"called off, seen twice and not cancelled: {name} {slurm_id}")
         self._seen_live = live
 
+    def _forget_orders(self) -> None:
+        """An older store does not know what was ordered since."""
+        if self._backups != self.store.backups:
+            self._backups = self.store.backups
+            self.called_off.clear()
+
     def _standing(self, name: str) -> str | None:
-        """Return the job of ours that a submission is of, where it stands and the store was never older."""
+        """Return the job of ours that a submission is of, where it stands."""
         job = self.store.jobs.get("-".join(name.split("-")[2:4]))
-        stands = job is not None and job.submit_state is SubmitState.STANDING and not self.store.backups
+        stands = job is not None and job.submit_state is SubmitState.STANDING
         return job.job_id if stands and job is not None else None
 
     def _scanned(self, effect: Scan) -> ScanReport:
