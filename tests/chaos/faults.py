@@ -157,7 +157,8 @@ def _thaw(rng: random.Random) -> list[Fault]:
     """Return a host that freezes in submit.sh, longer than that may live, and who calls it off meanwhile."""
     place = rng.choice(("submit", "sbatch", "receipt", "release"))
     thawed = Fault(place, "frozen", rng.randint(1, 4), rng.choice((500, 900)))
-    return [thawed, Fault("order", "cancel", rng.randint(4, 40), rng.randint(0, 3))]
+    # Before it is given up, a cancel is refused: it is being submitted.
+    return [thawed, Fault("order", "cancel", rng.randint(258, 480), rng.randint(0, 3))]
 
 
 def _at_effect(rng: random.Random) -> Fault:

@@ -55,6 +55,16 @@ CAUGHT = {
     "stale-queue": (101, "a look that did not see the queue"),
     "wrong-hash": (59, "wrong dose delivered"),
     "dose-unchecked": (55, "wrong beam"),
+    "suspect-is-done": (4, "and Slurm ended it as"),
+    "exit-record-unread": (154, "its program did not exit 0"),
+    "sizes-unread": (5, "its output is spoilt"),
+    "mark-never-made": (416, "called off, and begun"),
+    "late-answer": (27, "and nobody ordered it"),
+    "impatient": (4, "submitted blindly"),
+    "called-off-in-vain": (0, "seen twice and not cancelled"),
+    "called-off-retried": (3, "called off, and retried by itself"),
+    "retried-for-ever": (65, "retried too often"),
+    "two-looks": (0, "two looks at the cluster at once"),
 }
 """A seed that finds each planted bug, and what it is found by. Where the program has changed since, and goes
 another way under that seed, one soon after it will do."""
