@@ -27,7 +27,8 @@ class Ledger:
 
     `words` are those that Slurm ended a task with, by (name, id, index); `spoilt` the tasks whose output is
     not what it should be. `harm` says, by case, what befell it that may end it otherwise than well; `wrong`
-    are invariants that were seen broken while it happened.
+    are invariants that were seen broken while it happened. `patience`: how many runs of submit.sh left
+    a case in doubt.
     """
 
     lines: list[str] = field(default_factory=list)

@@ -21,6 +21,7 @@ from mqi_hpc.core.effects import (
 )
 from mqi_hpc.core.errors import MQIError
 from mqi_hpc.core.intake import ScanReport
+from mqi_hpc.core.submission import EXIT_AGAIN
 from mqi_hpc.infrastructure.executors.effects import classify
 from tests.chaos.faults import Fault, Schedule
 from tests.chaos.files import StaleView, WatchedFiles
@@ -45,6 +46,8 @@ _PATIENCE = {"upload": 600.0, "submit": LIFE, "observe": 120.0, "cancel": 120.0,
 """How long (s) the daemon waits for an effect before it calls it an outage."""
 SUBMIT_SECONDS = 300.0
 """How long (s) a submit.sh may live, as the daemon of the simulation is told."""
+_KNOWN = (0, EXIT_AGAIN)
+"""Exit codes of submit.sh that leave nothing in doubt."""
 _FOREIGN_SECONDS = 200.0
 
 
@@ -182,8 +185,6 @@ class HurtCluster(SimulatedCluster):
         elif isinstance(effect, Cancel):
             self.cancels.update(effect.targets)
             self.cancelling.add(effect.job_id)
-        if place == "submit" and flight.faults:
-            self.ledger.patience[effect.case_id] += 1  # type: ignore[union-attr]
         self._later(self.link.seconds[type(effect)], self._arrive, flight)
 
     def completions(self, timeout: float) -> list[Completion]:
@@ -208,6 +209,7 @@ class HurtCluster(SimulatedCluster):
     def close(self) -> None:
         for job_id in self._sent:
             self._unsure[job_id] = self.clock.monotonic()
+        self.ledger.patience.update(flight.effect.case_id for flight in self._sent.values())
         self._sent.clear()
         self._looking = False
         self.cancels.clear()
@@ -248,6 +250,8 @@ class HurtCluster(SimulatedCluster):
             self.cancelling.discard(completion.effect.job_id)
         if isinstance(completion.effect, Submit):
             self._sent.pop(completion.effect.job_id, None)
+            if completion.uncertain or completion.exit_code not in _KNOWN:
+                self.ledger.patience[completion.effect.case_id] += 1
             if completion.uncertain:
                 self._unsure[completion.effect.job_id] = self.clock.monotonic()
 
