@@ -12,7 +12,7 @@ from mqi_hpc.core import retry_causes, verdicts
 from mqi_hpc.core.effects import Completion, ResultFile, Submit
 from mqi_hpc.core.interfaces import IEffects
 from mqi_hpc.core.models import STAGE_OF, Case, Job, SubmitState, Task, TaskStatus
-from mqi_hpc.core.readings import Limits, Reading, TableRow, Timer, Witness
+from mqi_hpc.core.readings import Accounting, Limits, Reading, TableRow, Timer, Witness
 from mqi_hpc.core.resubmit import JobPlan
 from mqi_hpc.domain import desk, reconciler, recovery, submitter, watcher, workflow_orchestrator
 from mqi_hpc.domain.desk import OpenJob
@@ -208,6 +208,14 @@ def _mark_never_made() -> AbstractContextManager[Any]:
     return patch.object(watcher.Watcher, "_call_off", unmarked)
 
 
+def _accounting_down_is_silent() -> AbstractContextManager[Any]:
+    def silent(*arguments: Any, **how: Any) -> Evidence:
+        found = read_evidence(*arguments, **how)
+        return replace(found, accounting=Accounting.GOOD) if found.accounting is Accounting.DOWN else found
+
+    return patch.object(watcher, "read_evidence", silent)
+
+
 def _late_answer() -> AbstractContextManager[Any]:
     apply = submitter.apply_submit
     known = (SubmitState.SUBMITTING, SubmitState.STANDING, SubmitState.AMBIGUOUS)
@@ -279,6 +287,7 @@ BUGS = {
     "exit-record-unread": Bug("Slurm's COMPLETED outweighs the exit record", _exit_record_unread),
     "sizes-unread": Bug("a record is believed without a look at its files", _sizes_unread),
     "mark-never-made": Bug("what is called off bears no mark in its folder", _mark_never_made),
+    "accounting-down": Bug("accounting that does not answer knows of no job", _accounting_down_is_silent),
     "late-answer": Bug("submit.sh's late answer outweighs what a look has found", _late_answer),
     "impatient": Bug("submit.sh is run again although the one before may be alive", _impatient),
     "called-off-in-vain": Bug("what stands and is called off is not cancelled", _called_off_in_vain),

@@ -135,6 +135,10 @@ def draw_schedule(seed: int) -> Schedule:
         faults += _row(rng)
     if rng.random() < 0.06:
         faults += _thaw(rng)
+    if rng.random() < 0.02:
+        # What the controller lost, while accounting is silent for longer than T_lag twice.
+        at = rng.randint(8, 60)
+        faults += [Fault("cluster", "ctld-lost", at, 10), Fault("cluster", "dbd-down", at, 2000)]
     return tuple(dict.fromkeys(faults))
 
 

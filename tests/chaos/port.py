@@ -113,6 +113,7 @@ class HurtCluster(SimulatedCluster):
         self.fetching: Callable[[Download], None] = lambda _: None
         self.in_transaction: Callable[[], bool] = lambda: False
         self.saw_queue: bool | None = None
+        self.saw_accounting: bool | None = None
         self._unsure: dict[str, float] = {}
         self._sent: dict[str, _Flight] = {}
         self.step_clock: Callable[[int], None] = lambda _: None
@@ -204,6 +205,8 @@ class HurtCluster(SimulatedCluster):
         one = done[0] if len(done) == 1 else None
         looked = one is not None and isinstance(one.effect, Observe) and one.error is None
         self.saw_queue = " END squeue 0\n" in one.output if one is not None and looked else None
+        asked = one is not None and looked and " BEGIN sacct\n" in one.output
+        self.saw_accounting = " END sacct 0\n" in one.output if one is not None and asked else None
         return done
 
     def close(self) -> None:

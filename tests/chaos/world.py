@@ -272,7 +272,7 @@ class World:
     # Orders
 
     def _serve(self) -> None:
-        self.cluster.saw_queue = None
+        self.cluster.saw_queue = self.cluster.saw_accounting = None
         while self.due_orders:
             fault = self.due_orders.pop(0)
             if self._order(fault):
@@ -404,6 +404,12 @@ class World:
             elif after.status.terminal and self.cluster.saw_queue is False and after.type in STAGE_OF:
                 text = f"{after.task_id} is {after.phase} by a look that did not see the queue"
                 self.ledger.broken(self._now(), text)
+            elif after.status is TaskStatus.LOST and self._accounting_failed():
+                text = f"{after.task_id} is lost by a look that accounting did not answer"
+                self.ledger.broken(self._now(), text)
+
+    def _accounting_failed(self) -> bool:
+        return self.setting.site.accounting and self.cluster.saw_accounting is False
 
     def _fetching(self, effect: Download) -> None:
         """Nothing is fetched that is not done, or accepted, at that moment."""

@@ -59,6 +59,7 @@ CAUGHT = {
     "exit-record-unread": (154, "its program did not exit 0"),
     "sizes-unread": (5, "its output is spoilt"),
     "mark-never-made": (416, "called off, and begun"),
+    "accounting-down": (66, "by a look that accounting did not answer"),
     "late-answer": (27, "and nobody ordered it"),
     "impatient": (4, "submitted blindly"),
     "called-off-in-vain": (0, "seen twice and not cancelled"),
