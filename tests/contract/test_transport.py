@@ -8,6 +8,7 @@ import os
 import random
 import secrets
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from mqi_hpc.core.retry import CircuitBreaker, RetryPolicy
 from mqi_hpc.infrastructure.config.models import SSHConfig
 from mqi_hpc.infrastructure.connection import SSHConnectionPool
 from mqi_hpc.infrastructure.executors import LocalExecutor, RemoteExecutor, Shell, TransferExecutor
+from mqi_hpc.infrastructure.executors.files import Arrival
 from mqi_hpc.infrastructure.executors.script import new_nonce, run_script
 from mqi_hpc.infrastructure.executors.shell import OutcomeUnknown, Result
 from mqi_hpc.infrastructure.executors.upload import WorkspaceRefused
@@ -623,3 +625,21 @@ def test_results_that_cannot_be_written_are_a_matter_of_settings(
     (world.home / "results").write_bytes(b"a file in the way")
     with pytest.raises(LocalFolderError, match=r"paths\.local_results"):
         world.transfer().download(download)
+
+
+def test_a_results_folder_that_goes_away_in_the_middle_is_waited_for(
+    dose: tuple[World, Download, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, download, contents = dose
+    keep, results = Arrival.keep, world.home / "results"
+
+    def gone(arrival: Arrival) -> None:
+        shutil.rmtree(results)
+        monkeypatch.setattr(Arrival, "keep", keep)
+        keep(arrival)
+
+    monkeypatch.setattr(Arrival, "keep", gone)
+    with pytest.raises(LocalFolderError, match=r"paths\.local_results"):
+        world.transfer().download(download)
+    files = json.loads(world.transfer().download(download).output)["files"]
+    assert [Path(path).read_bytes() for path in files] == list(contents.values())

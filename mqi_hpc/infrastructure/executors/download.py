@@ -33,7 +33,7 @@ from mqi_hpc.infrastructure.executors.upload import LEAST_BYTES_PER_SECOND
 LOG_TAIL = 64 * 1024
 LOGS = "logs"
 
-_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
 
 _ENTER = r"""
 job=$1
