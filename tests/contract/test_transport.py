@@ -643,3 +643,13 @@ def test_a_results_folder_that_goes_away_in_the_middle_is_waited_for(
         world.transfer().download(download)
     files = json.loads(world.transfer().download(download).output)["files"]
     assert [Path(path).read_bytes() for path in files] == list(contents.values())
+
+
+def test_a_warning_of_the_loader_does_not_make_a_result_absent(
+    dose: tuple[World, Download, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, download, contents = dose
+    # As login environments have it: each program there says on stderr that it cannot be preloaded.
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    files = json.loads(world.transfer().download(download).output)["files"]
+    assert [Path(path).read_bytes() for path in files] == list(contents.values())

@@ -53,7 +53,8 @@ _FETCH = rf"""{_ENTER}
 number=0
 for file; do
   if out=$(stat -Lc '%F:%s' -- "./$file" 2>&1); then
-    case $out in
+    # The last line: the loader may have warned before it (LD_PRELOAD).
+    case ${{out##*$'\n'}} in
       regular*:*) say FILE "$number" "${{out##*:}}"; cat -- "./$file" || exit 9 ;;
       *) say ABSENT "$number" ;;
     esac
