@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.faults.means import in_the_middle
@@ -135,7 +137,7 @@ def test_account_removed(scene: Scene) -> None:
 
 
 def test_limit_between(scene: Scene) -> None:
-    """A submit limit that takes interpret and not the beams, with a case at work; lifted later."""
+    """A submit limit that takes interpret and not the beams, until the case before has ended."""
     limited(scene, "MaxSubmitJobs=4", "MaxSubmitJobs=-1", "MaxSubmitJobs=4(")
     scene.hang()
     scene.case()
@@ -226,6 +228,10 @@ def test_name_of_ours(scene: Scene) -> None:
 
 def test_all_cancelled_again_and_again(scene: Scene) -> None:
     """`scancel -u mqi` by an admin, three times."""
+
+    def planned(job: str) -> bool:
+        return bool(scene.find()["job"] == job)
+
     scene.hang()
     scene.case()
     with scene.running():
@@ -235,7 +241,7 @@ def test_all_cancelled_again_and_again(scene: Scene) -> None:
             assert scene.ended() == "failed"
             scene.chain_over()
             scene.order("resubmit", "P001-f01")
-            scene.wait(lambda job=following: scene.find()["job"] == job, "the next job")
+            scene.wait(partial(planned, following), "the next job")
         scene.runs()
         scene.heal()
         scene.mended()
@@ -243,7 +249,7 @@ def test_all_cancelled_again_and_again(scene: Scene) -> None:
 
 
 def test_cleared_state(scene: Scene) -> None:
-    """slurmctld is restarted with its state cleared (-c) while a beam runs."""
+    """slurmctld comes back with its state cleared while a beam runs."""
     scene.spoilt = True
     scene.hang()
     scene.case()
