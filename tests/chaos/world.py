@@ -47,6 +47,8 @@ _JUMP = 3600.0
 _AFTERMATH = 1000.0
 _PATIENCE = 5000.0
 """When (s) a person cancels what asks for attention still: every fault has healed long ago."""
+_WAITED = 1500.0
+"""How long (s) a case has asked for a person by then: longer than any doubt that ends by itself."""
 _CALLED_OFF = (SubmitState.WITHDRAWN, SubmitState.REFUSED, SubmitState.BURNT)
 _OPEN = frozenset({CaseStatus.NEW, CaseStatus.QUEUED, CaseStatus.PROCESSING})
 
@@ -147,6 +149,7 @@ class World:
                 self.over_orders.append(fault)
         self._orders = 0
         self._given_up: set[str] = set()
+        self._asked: dict[str, float] = {}
         self._kill_after = False
         self.cut_short = ""
         self.turns = 0
@@ -311,10 +314,15 @@ class World:
             self.called_off[key] = self._now()
 
     def _give_up(self) -> None:
-        """What waits for a person, long after all is well again, is cancelled by one."""
+        """What waits for a person for long, after all is well again, is cancelled by one."""
         for key in self.unfinished():
             attention = self.store.cases[key].attention
-            if attention and key not in self._given_up:
+            if not attention:
+                self._asked.pop(key, None)
+                continue
+            # A case that waited for another's slots may be struck only now.
+            since = self._asked.setdefault(key, self._now())
+            if key not in self._given_up and self._now() - since >= _WAITED:
                 self._given_up.add(key)
                 if not self.ledger.harm.get(key) and self.ledger.patience[key] < MOST_RERUNS:
                     label = self.store.cases[key].label
