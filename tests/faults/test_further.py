@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 
 
 STRICT = """
-set -u; set -o noclobber; shopt -s failglob
+set -u; set -o noclobber; shopt -s failglob; export BASHOPTS
 umask 000; cd /; ulimit -n 64; trap 'echo bye' EXIT
 export TMPDIR=/nowhere POSIXLY_CORRECT=1 CDPATH=/tmp:/home/mqi TAR_OPTIONS=--totals
 export BLOCK_SIZE=1M DF_BLOCK_SIZE=1M IFS=: LD_PRELOAD=/nowhere.so

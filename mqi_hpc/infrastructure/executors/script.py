@@ -16,6 +16,7 @@ MARK = b"\x1e"
 # and the rest of stdin is the script's own.
 BOOT = ("bash", "-c", 'IFS= read -r -d "" script; eval "$script"', "mqi-hpc")
 CLEAN = r"""
+shopt -u failglob nullglob
 for variable in $(compgen -e); do
   case $variable in
     SLURM_CONF) ;;
@@ -23,7 +24,8 @@ for variable in $(compgen -e); do
   esac
 done
 """
-"""Every script of ours begins so: a login profile's settings for Slurm override options and formats."""
+"""Every script of ours begins so: a login profile's settings for Slurm override options and formats, and an
+exported BASHOPTS changes what a pattern without a match is."""
 # A profile may have set noclobber (bash reads ~/.bashrc again where sshd is its grandparent).
 PRELUDE = (
     CLEAN

@@ -11,6 +11,7 @@ set -u
 umask 077
 nonce=${1:?usage: submit.sh NONCE}
 exec </dev/null
+shopt -u failglob nullglob
 for variable in $(compgen -e); do
   case $variable in
     SLURM_CONF) ;;
