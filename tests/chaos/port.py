@@ -119,7 +119,7 @@ class HurtCluster(SimulatedCluster):
         self.step_clock: Callable[[int], None] = lambda _: None
         self._looking = False
         self._look_began = 0.0
-        self.looked: Callable[[str, str, float], None] = lambda *_: None
+        self.looked: Callable[[Observe, str, float], None] = lambda *_: None
         self.cancels: set[tuple[str, int]] = set()
         self.cancelling: set[str] = set()
         self._schedule: dict[tuple[str, int], list[Fault]] = {}
@@ -248,7 +248,7 @@ class HurtCluster(SimulatedCluster):
         """Note what the daemon is told of a submission, a look or a scancel."""
         if isinstance(completion.effect, Observe):
             self._looking = False
-            self.looked(completion.output, completion.effect.nonce, self._look_began)
+            self.looked(completion.effect, completion.output, self._look_began)
         elif isinstance(completion.effect, Cancel):
             self.cancelling.discard(completion.effect.job_id)
         if isinstance(completion.effect, Submit):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mqi_hpc.core.causes import Cause
-from mqi_hpc.core.effects import Download, Scan
+from mqi_hpc.core.effects import Download, Observe, Scan
 from mqi_hpc.core.errors import ProcessingError
 from mqi_hpc.core.intake import ScanReport
 from mqi_hpc.core.interfaces import IUnit
@@ -344,16 +344,22 @@ class World:
                 self._now(), f"called off, and begun: {key} {job} {stage} is {found.submit_state}"
             )
 
-    def _looked(self, output: str, nonce: str, began: float) -> None:
+    def _looked(self, effect: Observe, output: str, began: float) -> None:
         """What a person has called off, and two looks have shown, is cancelled by then."""
         self._forget_orders()
-        rows = read_evidence(output, nonce, asked=False, accounting="auto").queue if self.called_off else ()
+        if not self.called_off:
+            self._seen_live = set()
+            return
+        rows = read_evidence(output, effect.nonce, asked=False, accounting="auto").queue
         if rows is None:
             return
+        # What the store has taken over since, this look was not for.
+        asked = {query.ref for query in effect.jobs}
         live = {
             (row.name, row.job)
             for row in rows
             if not row.ending and (job := self._standing(row.name)) and job not in self.cluster.cancelling
+            if job in asked
             if self.called_off.get(job.partition("-")[0], began) < began
         }
         for name, slurm_id in sorted((live & self._seen_live) - self.cluster.cancels):
