@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +143,24 @@ def test_noclobber_of_a_profile_does_not_reach_a_script(monkeypatch: pytest.Monk
     monkeypatch.setenv("SHELLOPTS", "noclobber")
     script = 'tmp=$(mktemp); echo "$(id -u)" >"$tmp" && say WROTE; rm -f "$tmp"; say END'
     assert run_script(LocalExecutor(), script, [], timeout=30) == [Answer("WROTE", ())]
+
+
+def test_a_warning_of_the_loader_is_no_part_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    (tmp_path / "file").write_text("i1")
+    script = """
+    say THERE "$(heard head -c 9 "$1/file" | text)"
+    out=$(heard head -c 9 "$1/none") || say FAILS "$(printf '%s' "$out" | text)"
+    say END
+    """
+    there, fails = run_script(LocalExecutor(), script, [str(tmp_path)], timeout=30)
+    assert (there.word, decode_text(there.rest[0])) == ("THERE", "i1")
+    assert (fails.word, "No such file" in decode_text(fails.rest[0])) == ("FAILS", True)
+
+
+def test_exported_shell_options_do_not_reach_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASHOPTS", "failglob:nullglob")
+    script = 'set -- /nowhere/*; say KEPT "$1"; say END'
+    assert run_script(LocalExecutor(), script, [], timeout=30) == [Answer("KEPT", ("/nowhere/*",))]

@@ -198,3 +198,11 @@ def test_a_file_that_came_in_pieces_is_no_file(surveyor: Surveyor) -> None:
     answers = [Answer("JOB", ("j01",)), Answer("FILE", ("j01", "chain.json", "abc"))]
     with pytest.raises(ConnectionError, match="pieces"):
         surveyor._remains(answers)
+
+
+def test_warnings_of_the_loader_are_no_part_of_what_is_there(
+    surveyor: Surveyor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = found(surveyor, folder)
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    assert found(surveyor, folder) == before

@@ -40,7 +40,7 @@ seconds=$1 format=$2 workspace=$3
 told SQUEUE timeout -k 5 "$seconds" squeue -h -a -t all -u "$user" -o "$format"
 if [ -n "$workspace" ] && [ -e "$workspace" ]; then
   enter 'the workspace' "$workspace"
-  owner=$(head -c 200 .owner 2>&1) || fail 'reading .owner of the workspace' "$owner"
+  owner=$(heard head -c 200 .owner) || fail 'reading .owner of the workspace' "$owner"
   say OWNER "$(printf '%s' "$owner" | text)"
   listed=$(ls -A) || fail 'listing the workspace' "$workspace"
   while IFS= read -r one; do

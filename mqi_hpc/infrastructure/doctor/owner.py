@@ -10,7 +10,7 @@ _OWNER = r"""
 if [ ! -e "$1" ]; then say OWNER none; say END; exit 0; fi
 enter 'the workspace' "$1"
 if [ ! -e .owner ]; then say OWNER none; say END; exit 0; fi
-owner=$(head -c 200 .owner 2>&1) || fail 'reading .owner of the workspace' "$owner"
+owner=$(heard head -c 200 .owner) || fail 'reading .owner of the workspace' "$owner"
 say OWNER some "$(printf '%s' "$owner" | text)"
 say END
 """

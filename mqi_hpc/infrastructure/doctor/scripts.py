@@ -67,7 +67,9 @@ mine=yes
 if [ "$kind" = directory ]; then
   tell entries "$(ls -A -- "$place" | grep -v '^\.mqi-doctor\.' | head -n 3 | wc -l)"
   if [ -e "$place/.owner" ]; then
+    # The loader may have warned before (LD_PRELOAD).
     owner=$(head -c 200 -- "$place/.owner" 2>&1)
+    owner=${owner##*$'\n'}
     tell has_owner yes
     tell owner "$owner"
     [ "$owner" = "$instance" ] || mine=no
@@ -76,7 +78,7 @@ fi
 # In a workspace of somebody else nothing is written, not even for a moment.
 if [ "$mine" = no ]; then tell write untried; exit 0; fi
 if ! said=$(mktemp -d -- "$place/.mqi-doctor.XXXXXXXX" 2>&1); then tell write "$said"; exit 0; fi
-folder=$said
+folder=${said##*$'\n'}
 cd -- "$folder" || exit 0
 tell write ok
 check() { # name, command...
@@ -123,7 +125,7 @@ NODES = (
 workspace=$1 token=$2 patience=$3
 place=$workspace
 while [ ! -e "$place" ]; do place=$(dirname -- "$place"); done
-folder=$(mktemp -d -- "$place/.mqi-doctor.XXXXXXXX" 2>&1) || fail 'making a folder for a probe' "$folder"
+folder=$(heard mktemp -d -- "$place/.mqi-doctor.XXXXXXXX") || fail 'making a folder for a probe' "$folder"
 names=() ids=() states=() details=()
 away() {
   local i

@@ -8,7 +8,7 @@ from mqi_hpc.records.layout import is_job, is_key
 
 _DIGESTS = r"""
 enter 'the workspace' "$1"
-owner=$(head -c 200 .owner 2>&1) || fail 'reading .owner of the workspace' "$owner"
+owner=$(heard head -c 200 .owner) || fail 'reading .owner of the workspace' "$owner"
 say OWNER "$(printf '%s' "$owner" | text)"
 for file in */j*/chain.json; do
   [ -e "$file" ] || [ -L "$file" ] || continue

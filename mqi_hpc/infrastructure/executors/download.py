@@ -52,9 +52,8 @@ _FETCH = rf"""{_ENTER}
 # Each file as its number, its size, and that many bytes.
 number=0
 for file; do
-  if out=$(stat -Lc '%F:%s' -- "./$file" 2>&1); then
-    # The last line: the loader may have warned before it (LD_PRELOAD).
-    case ${{out##*$'\n'}} in
+  if out=$(heard stat -Lc '%F:%s' -- "./$file"); then
+    case $out in
       regular*:*) say FILE "$number" "${{out##*:}}"; cat -- "./$file" || exit 9 ;;
       *) say ABSENT "$number" ;;
     esac

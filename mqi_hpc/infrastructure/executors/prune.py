@@ -34,7 +34,7 @@ kept() { say KEPT "$(printf '%s' "$1" | text)"; say END; exit 0; }
 # An error is no absence: only what the system says is not there is not there.
 kind() { # path: absent, or what it is and whose
   local out
-  if out=$(stat -c '%F:%u' -- "$1" 2>&1); then printf '%s' "$out"; return; fi
+  if out=$(heard stat -c '%F:%u' -- "$1"); then printf '%s' "$out"; return; fi
   case $out in *'No such file or directory') printf absent ;; *) printf '%s' "$out"; return 1 ;; esac
 }
 remove() { # folders of ours, out of the way already; what cannot be written is made so

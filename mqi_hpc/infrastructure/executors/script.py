@@ -39,6 +39,16 @@ trap 'exit 1' HUP INT TERM PIPE
 say() { printf '\n\036%s %s\n' "$nonce" "$*"; }
 text() { head -c 4000 | base64 | tr -d '\n'; }
 fail() { say FAIL "$(printf '%s' "$1" | text)" "$(printf '%s' "$2" | text)"; say END; exit 1; }
+# The one line that a command answers, or what it says where it fails. The loader may warn before that
+# (LD_PRELOAD), and a warning is no part of an answer.
+heard() { # command
+  local out rc
+  out=$("$@" 2>&1)
+  rc=$?
+  [ "$rc" -ne 0 ] || out=${out##*$'\n'}
+  printf '%s' "$out"
+  return "$rc"
+}
 step() { local what=$1 out; shift; out=$("$@" 2>&1) || fail "$what" "$out"; }
 enter() { step "entering $1" cd -- "$2"; cd -- "$2" || exit 9; }
 """

@@ -58,7 +58,7 @@ job() {
   done <<<"$names"
 }
 enter 'the workspace' "$workspace"
-owner=$(head -c 200 .owner 2>&1) || fail 'reading .owner of the workspace' "$owner"
+owner=$(heard head -c 200 .owner) || fail 'reading .owner of the workspace' "$owner"
 say OWNER "$(printf '%s' "$owner" | text)"
 enter "the case's folder" "$key"
 listed=$(ls -A) || fail "listing the case's folder" "$key"

@@ -148,7 +148,8 @@ older() { # job name: 0 the receipt of an older job's array stands, and is read;
     say "NOTE $said"
     finish 76
   fi
-  [ "$said" != 0 ] || return
+  # The loader may have warned before the answer (LD_PRELOAD).
+  [ "${said##*$'\n'}" != 0 ] || return
   r_name='' r_id='' r_time=''
   [ ! -f "$file" ] || read -r r_name r_id r_time <"$file"
   if [ "$r_name" != "$2" ] || ! [[ $r_id =~ ^[1-9][0-9]*$ && $r_time =~ ^[0-9]+$ ]]; then
