@@ -1304,8 +1304,8 @@ def test_without_space_nothing_is_fetched_and_health_says_so(site: Site) -> None
     assert status == [HealthStatus.OK, HealthStatus.FAILING]
 
 
-class Begun(Exception):  # noqa: N818 - no error: something was begun
-    """An effect was started."""
+class Begun(BaseException):
+    """An effect was started: no error, so nothing takes it for one."""
 
 
 def begun(effect: Effect) -> None:
