@@ -79,9 +79,10 @@ def test_workspace_read_only(scene: Scene) -> None:
         scene.runs()
         scene.runs(index="1")
         # Over what is open for writing: that goes on, and whoever opens anew is refused.
-        scene.cluster.root(
-            f"cd {scene.workspace} && mount --bind . . && mount -o remount,bind,ro {scene.workspace}"
-        )
+        scene.cluster.root(f"cd {scene.workspace} && mount --bind . .")
+        read_only = f"mount -o remount,bind,ro {scene.workspace}"
+        # Busy for as long as somebody writes there.
+        scene.wait(lambda: scene.cluster.root(read_only, check=False).returncode == 0, "a mount read-only")
         scene.looks_pass(2)
         scene.heal(2)
         scene.heal(3)
