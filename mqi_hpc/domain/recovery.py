@@ -67,8 +67,12 @@ def recover(work: OpenJob, evidence: Evidence, elapsed: float, patience: Patienc
         found = _unread(work, evidence.queue, elapsed, patience)
     else:
         found = _read(work, evidence, lines, elapsed, patience)
-    doubt = work.job.submit_state is SubmitState.AMBIGUOUS and bool(work.job.cancelled)
-    return replace(found, mark=True) if doubt and not evidence.withdrawn(work.job.job_id) else found
+    unmarked = _called_off_in_doubt(work) and not evidence.withdrawn(work.job.job_id)
+    return replace(found, mark=True) if unmarked else found
+
+
+def _called_off_in_doubt(work: OpenJob) -> bool:
+    return work.job.submit_state is SubmitState.AMBIGUOUS and bool(work.job.cancelled)
 
 
 def _read(
@@ -88,8 +92,7 @@ def _read(
 
 def _unread(work: OpenJob, queue: Sequence[Row], elapsed: float, patience: Patience) -> Found:
     """Wait for receipts that cannot be read; of a chain that was called off nothing depends on them."""
-    doubt = work.job.submit_state is SubmitState.AMBIGUOUS and bool(work.job.cancelled)
-    if doubt and _may_act(work, elapsed, patience.submit * _GRACE, lost=False):
+    if _called_off_in_doubt(work) and _may_act(work, elapsed, patience.submit * _GRACE, lost=False):
         return _called_off(work, queue)
     return Found()
 
