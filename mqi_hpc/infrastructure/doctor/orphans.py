@@ -22,7 +22,7 @@ from mqi_hpc.infrastructure.executors.shell import Shell
 
 _CAP = 64 * 1024 * 1024
 _SECONDS = 60
-_CLEAN = r"""
+_TOLD = r"""
 export TZ=UTC SLURM_TIME_FORMAT=%s SLURM_BITSTR_LEN=0
 user=$(id -un) || user=$(id -u)
 # What a command says on stderr counts only where it failed: a warning must not stand among rows.
@@ -35,7 +35,7 @@ told() { # word command...
 }
 """
 
-_LOOK = rf"""{_CLEAN}
+_LOOK = rf"""{_TOLD}
 seconds=$1 format=$2 workspace=$3
 told SQUEUE timeout -k 5 "$seconds" squeue -h -a -t all -u "$user" -o "$format"
 if [ -n "$workspace" ] && [ -e "$workspace" ]; then
@@ -50,7 +50,7 @@ fi
 say END
 """
 
-_ACCOUNT = rf"""{_CLEAN}
+_ACCOUNT = rf"""{_TOLD}
 seconds=$1 separator=$2 fields=$3 ids=$4
 told SACCT timeout -k 5 "$seconds" sacct -n -P -X -D --delimiter="$separator" -j "$ids" -o "$fields"
 say END

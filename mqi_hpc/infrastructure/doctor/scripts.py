@@ -1,6 +1,6 @@
 """The scripts of a doctor, as they run on the cluster after script.PRELUDE, and the job it submits."""
 
-SCRUB = r"""
+_WHO = r"""
 export TZ=UTC
 user=$(id -un) || user=$(id -u)
 """
@@ -23,7 +23,7 @@ ask() { # name, command...: its exit code, output and errors
 """
 
 LOOK = (
-    SCRUB
+    _WHO
     + _ASK
     + r"""
 workspace=$2 instance=$3 sinfo_format=$4
@@ -110,7 +110,7 @@ say END
 
 # `tests` is defined before it: one `sbatch --test-only` a stage, which submits nothing.
 TRIAL = (
-    SCRUB
+    _WHO
     + _ASK
     + r"""
 tests
@@ -120,7 +120,7 @@ say END
 
 # A job of ours that has not ended is cancelled when this script ends, however it ends.
 NODES = (
-    SCRUB
+    _WHO
     + r"""
 workspace=$1 token=$2 patience=$3
 place=$workspace
