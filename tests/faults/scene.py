@@ -197,6 +197,13 @@ class Scene:
         before = self.looks(kind)
         self.wait(lambda: self.looks(kind) >= before + count, f"{count} more {kind}", 240)
 
+    def looks_or_end(self, count: int) -> None:
+        """Wait until the daemon has looked `count` more times, or the case is over: looks end with it."""
+        before = self.looks()
+        self.wait(
+            lambda: self.over() or self.looks() >= before + count, f"an end, or {count} more looks", 240
+        )
+
     def outage(self, count: int = 2) -> None:
         """Wait until `count` attempts in a row have found no way to the cluster."""
 

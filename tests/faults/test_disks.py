@@ -89,8 +89,7 @@ def test_workspace_deleted(scene: Scene) -> None:
         scene.heal(3)
         scene.mended()
         scene.chain_over()
-        before = scene.looks()
-        scene.wait(lambda: scene.over() or scene.looks() >= before + 10, "an end, or ten more looks", 240)
+        scene.looks_or_end(10)
         report = scene.judge(submissions=None)
         assert report["results"] == []
         assert report["status"] == "failed" or report["attention"], report
